@@ -1,0 +1,221 @@
+"""
+Every setting, as typed structs: the one source of validation, defaults, and the configuration reference in the docs.
+
+Times are seconds, sizes are bytes. A struct says what a value may be; :mod:`commsmgr.settings` reads files and the
+environment, and says which rule a mistake broke.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+
+def _seconds(description: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Meta:
+    return Meta(ge=ge, gt=gt, le=le, description=description, extra_json_schema={"unit": "s"})
+
+
+def _bytes(description: str, *, ge: int = 1, le: int = 1 << 40) -> Meta:
+    return Meta(ge=ge, le=le, description=description, extra_json_schema={"unit": "bytes"})
+
+
+def _count(description: str, *, ge: int = 1, le: int = 10_000_000) -> Meta:
+    return Meta(ge=ge, le=le, description=description, extra_json_schema={"unit": "count"})
+
+
+def _said(description: str) -> Meta:
+    return Meta(description=description)
+
+
+class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration: unknown keys are mistakes."""
+
+
+class Backend(_Section):
+    """One backend. The list is in order of preference: the first that works is used, the others stand by."""
+
+    url: Annotated[str, _said("base URL of the HTTP interface, http:// or https://")]
+    websocket_url: Annotated[
+        str, _said("URL of the WebSocket; empty: `url` with ws:// or wss:// and `/ws` appended")
+    ] = ""
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}$", description="label in logs and metrics; empty: host and port")] = ""
+    insecure: Annotated[
+        bool, _said("allow sending the token over plain http:// or ws:// to a host that is not loopback")
+    ] = False
+
+
+class Auth(_Section):
+    """Where the bearer token comes from. At most one of the four."""
+
+    token: Annotated[str, _said("the token itself; prefer a file or the environment")] = ""
+    token_file: Annotated[str, _said("a file that holds the token; read again when it changes")] = ""
+    token_env: Annotated[str, _said("name of the environment variable that holds the token")] = ""
+    refused_delay: Annotated[
+        float, _seconds("after a token was refused twice (401), wait about this long between attempts", ge=1, le=86400)
+    ] = 60.0
+
+
+class TLS(_Section):
+    """How far a backend must prove who it is."""
+
+    ca_file: Annotated[str, _said("PEM file with further trusted issuers; empty: the system's only")] = ""
+    ca_exclusive: Annotated[bool, _said("trust only `ca_file`, not the system's issuers")] = False
+    certificate: Annotated[str, _said("PEM file with the agent's own certificate and its chain")] = ""
+    key: Annotated[str, _said("PEM file with the private key of `certificate`")] = ""
+    minimum_version: Annotated[Literal["1.2", "1.3"], _said("oldest TLS version accepted")] = "1.2"
+
+
+class HTTP(_Section):
+    """Requests: heartbeat, inventory, fallback for results, and `send_http`."""
+
+    timeout: Annotated[
+        float, _seconds("for one whole exchange: name, connection, TLS, headers and body", gt=0, le=3600)
+    ] = 30.0
+    attempts: Annotated[int, _count("attempts at one `send_http`, heartbeat or inventory before giving up", le=100)] = 4
+    max_response_bytes: Annotated[int, _bytes("largest answer read")] = 8 << 20
+    connections: Annotated[int, _count("connections kept open per backend", le=100)] = 2
+    compress: Annotated[bool, _said("send bodies over 1 KiB with Content-Encoding: gzip")] = False
+    headers: Annotated[dict[str, str], _said("added to every request and to the WebSocket upgrade")] = {}
+
+
+class WebSocket(_Section):
+    """The persistent connection for commands and results."""
+
+    enabled: Annotated[bool, _said("false: HTTP only")] = True
+    dialect: Annotated[
+        Literal["auto", "plain"], _said("auto: offer commsmgr.v1 and accept plain; plain: never offer")
+    ] = "auto"
+    connect_timeout: Annotated[float, _seconds("for name, connection, TLS and upgrade together", gt=0, le=600)] = 20.0
+    register_timeout: Annotated[
+        float, _seconds("a commsmgr.v1 backend must answer the registration within this", gt=0, le=600)
+    ] = 10.0
+    register_wait: Annotated[
+        float, _seconds("a plain backend that answers nothing counts as registered after this", gt=0, le=600)
+    ] = 3.0
+    ping_interval: Annotated[float, _seconds("silence after which a ping frame is sent", gt=0, le=3600)] = 20.0
+    ping_timeout: Annotated[float, _seconds("silence after that ping which ends the connection", gt=0, le=3600)] = 10.0
+    stable_after: Annotated[
+        float, _seconds("a connection must have lived this long before the backoff starts afresh", ge=0, le=3600)
+    ] = 30.0
+    max_message_bytes: Annotated[int, _bytes("largest message taken from the backend")] = 4 << 20
+    max_depth: Annotated[int, _count("deepest nesting of JSON taken from the backend", le=500)] = 32
+    window_messages: Annotated[int, _count("results in flight without a receipt", le=100_000)] = 1000
+    window_bytes: Annotated[int, _bytes("bytes in flight without a receipt")] = 1 << 20
+    compress: Annotated[bool, _said("offer permessage-deflate (RFC 7692)")] = False
+
+
+class Reconnect(_Section):
+    """Full jitter after the cap: the wait is uniform between 0 and min(cap, base * 2**n)."""
+
+    base: Annotated[float, _seconds("first upper bound of the wait", gt=0, le=3600)] = 1.0
+    cap: Annotated[float, _seconds("largest upper bound of the wait", gt=0, le=86400)] = 60.0
+    retry_after_cap: Annotated[float, _seconds("longest Retry-After or goaway that is obeyed", ge=0, le=86400)] = 300.0
+
+
+class Breaker(_Section):
+    """Leaves a backend alone that failed several times in a row."""
+
+    failures: Annotated[int, _count("failures in a row that open the breaker", le=1000)] = 5
+    open_for: Annotated[float, _seconds("how long it stays open before one probe is let through", gt=0, le=3600)] = 15.0
+
+
+class Spool(_Section):
+    """What must not be lost, on disk. Bounds are for events; state keeps one entry per key."""
+
+    path: Annotated[str, _said("directory of the spool, one per process, created with mode 0700")] = "/var/lib/commsmgr"
+    durability: Annotated[
+        Literal["full", "normal", "memory"],
+        _said(
+            "full: survives a power cut; normal: survives a killed process, may lose the last moments in a power cut; "
+            "memory: nothing on disk, all is lost with the process"
+        ),
+    ] = "full"
+    max_events: Annotated[int, _count("events held")] = 100_000
+    max_bytes: Annotated[int, _bytes("bytes of event bodies held", ge=1024)] = 256 << 20
+    max_age: Annotated[float, _seconds("events older than this become dead letters; 0: never", ge=0, le=10 * 365 * 86400)] = 0
+    max_dead_letters: Annotated[int, _count("dead letters kept; the oldest give way", ge=0)] = 10_000
+    remember_commands: Annotated[
+        float, _seconds("how long finished commands are remembered to recognise duplicates", ge=60, le=365 * 86400)
+    ] = 7 * 86400.0
+
+
+class Delivery(_Section):
+    """How the outbox is emptied."""
+
+    http_fallback_after: Annotated[
+        float, _seconds("results go over HTTP when no WebSocket could be had for this long", ge=0, le=86400)
+    ] = 30.0
+    max_body_bytes: Annotated[int, _bytes("largest result or inventory accepted for sending", ge=1024)] = 64 << 20
+
+
+class Commands(_Section):
+    """Commands in: how many at once, how long each."""
+
+    concurrency: Annotated[int, _count("commands handed to the handler at once", le=1000)] = 4
+    max_pending: Annotated[int, _count("commands taken from the backend and not yet finished")] = 1000
+    default_timeout: Annotated[float, _seconds("for a command that names none", gt=0, le=30 * 86400)] = 300.0
+    max_timeout: Annotated[float, _seconds("longest timeout a command may ask for", gt=0, le=30 * 86400)] = 3600.0
+    safe_to_repeat: Annotated[
+        tuple[str, ...],
+        _said("command types that are offered again after a crash (marked redelivered) instead of being reported as interrupted"),
+    ] = ()
+
+
+class Heartbeat(_Section):
+    """POST /heartbeat."""
+
+    interval: Annotated[float, _seconds("between heartbeats; 0: none by itself", ge=0, le=86400)] = 30.0
+    jitter: Annotated[float, _seconds("the first comes at a random moment within this", ge=0, le=86400)] = 5.0
+
+
+class Inventory(_Section):
+    """POST /inventory."""
+
+    interval: Annotated[float, _seconds("between inventories; 0: none by itself", ge=0, le=30 * 86400)] = 3600.0
+    jitter: Annotated[float, _seconds("the first comes at a random moment within this", ge=0, le=86400)] = 10.0
+    resend_after: Annotated[
+        float, _seconds("unchanged content is not sent again before this has passed", ge=0, le=365 * 86400)
+    ] = 86400.0
+
+
+class Observe(_Section):
+    """What operators and Prometheus see."""
+
+    listen: Annotated[
+        str,
+        _said("address of /metrics, /healthz, /readyz and /status as `host:port`, port 0 for any; empty: none"),
+    ] = ""
+    log_format: Annotated[Literal["text", "json"], _said("form of the log lines under twistd")] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warn", "error"], _said("debug also shows attempts, timings and TLS details")
+    ] = "info"
+    redact: Annotated[
+        tuple[str, ...], _said("regular expressions; what they match is replaced in every log line and error")
+    ] = ()
+
+
+class Config(_Section):
+    """The whole configuration of one manager."""
+
+    backends: Annotated[tuple[Backend, ...], Meta(min_length=1, max_length=100, description="in order of preference")]
+    machine_id: Annotated[
+        str,
+        Meta(pattern=r"^[ -~]{0,200}$", description="who this agent is to the backend; empty: /etc/machine-id, or else the host name"),
+    ] = ""
+    agent_version: Annotated[str, _said("reported in heartbeats; empty: commsmgr's own version")] = ""
+    stop_deadline: Annotated[
+        float, _seconds("for an orderly stop: flush, goodbye, close", gt=0, le=600)
+    ] = 10.0
+    auth: Auth = Auth()
+    tls: TLS = TLS()
+    http: HTTP = HTTP()
+    websocket: WebSocket = WebSocket()
+    reconnect: Reconnect = Reconnect()
+    breaker: Breaker = Breaker()
+    spool: Spool = Spool()
+    delivery: Delivery = Delivery()
+    commands: Commands = Commands()
+    heartbeat: Heartbeat = Heartbeat()
+    inventory: Inventory = Inventory()
+    observe: Observe = Observe()

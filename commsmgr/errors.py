@@ -1,0 +1,220 @@
+"""
+Everything that can go wrong, as one tree.
+
+::
+
+    CommsError
+    ├── ConfigError              a setting is wrong; nothing was started
+    ├── UsageError               the embedding agent called wrongly
+    │   ├── InvalidMessage       what was passed cannot be a message
+    │   └── NotRunning           the manager is not started, or is stopping
+    ├── SpoolError               the spool cannot keep or give back messages
+    │   ├── QueueFull            a bound that the operator set is reached
+    │   ├── SpoolLocked          another process has the spool
+    │   └── SpoolWriteFailed     the disk is full or failing
+    ├── TokenError               no usable bearer token could be had
+    ├── DeadlineExceeded         the caller's time ran out
+    └── TransportError           the way to a backend
+        ├── ConnectFailed        no connection: name, route, port, proxy
+        ├── TLSFailed            the peer could not be trusted, or the handshake broke
+        ├── UpgradeRefused       HTTP answered, but not with a WebSocket
+        ├── ConnectionEnded      an established connection is over
+        │   ├── ClosedByPeer     with a close code
+        │   └── PeerSilent       keep-alive or barrier unanswered
+        ├── PeerViolation        what came is not what the protocol allows
+        ├── BreakerOpen          not tried: the backend failed too often just now
+        └── HTTPStatusError      an HTTP answer that is not a success
+
+The docstring of each class is the sentence an operator reads first; ``advice`` says where to look, and ``retryable``
+whether trying the same thing again can help.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CommsError(Exception):
+    """
+    Something went wrong in the communications manager.
+
+    :param fact: what happened, with the values that matter; never a secret.
+    :ivar retryable: whether the same operation can succeed later without anybody changing anything.
+    :ivar advice: what an operator should look at; empty where the fact says it all.
+    """
+
+    retryable: ClassVar[bool] = False
+    advice: ClassVar[str] = ""
+
+    def __init__(self, fact: str = "") -> None:
+        super().__init__(fact)
+        self.fact = fact or (type(self).__doc__ or "").strip().splitlines()[0]
+
+    def __str__(self) -> str:
+        return f"{self.fact} ({self.advice})" if self.advice else self.fact
+
+
+class ConfigError(CommsError):
+    """
+    The configuration is wrong.
+
+    :param fact: what was expected and what was found; never the value of a secret.
+    :param key: the path of the key, such as ``backends[0].url``; empty when it concerns the whole.
+    :param source: the file's name, or ``environment``, or ``code``.
+    """
+
+    def __init__(self, fact: str, *, key: str = "", source: str = "code") -> None:
+        super().__init__(": ".join(part for part in (source, key, fact) if part))
+        self.key = key
+        self.source = source
+
+
+class UsageError(CommsError):
+    """The manager was called in a way that can never work."""
+
+
+class InvalidMessage(UsageError):
+    """What was passed cannot be sent as a message."""
+
+
+class NotRunning(UsageError):
+    """The manager is not running."""
+
+    advice = "start the service first; a stopping manager accepts nothing more"
+
+
+class SpoolError(CommsError):
+    """The spool cannot do what was asked."""
+
+
+class QueueFull(SpoolError):
+    """The spool has reached the bound that was set for it."""
+
+    retryable = True
+    advice = "the backend has been away too long or is too slow: see the outage budget, or raise spool.max_*"
+
+
+class SpoolLocked(SpoolError):
+    """Another process has this spool."""
+
+    advice = "one process per spool directory: stop the other one, or set another spool.path"
+
+
+class SpoolWriteFailed(SpoolError):
+    """The spool's disk is full or failing."""
+
+    retryable = True
+    advice = "the message was not accepted; look at the disk that holds spool.path"
+
+
+class TokenError(CommsError):
+    """No usable bearer token could be had."""
+
+    retryable = True
+    advice = "look at [auth]: the file, the variable or the callable that gives the token"
+
+
+class DeadlineExceeded(CommsError):
+    """
+    The time allowed for the operation ran out.
+
+    :param may_have_arrived: whether the request had been handed to the network, so that the backend may have acted.
+    """
+
+    retryable = True
+
+    def __init__(self, fact: str = "", *, may_have_arrived: bool = False) -> None:
+        super().__init__(fact)
+        self.may_have_arrived = may_have_arrived
+
+
+class TransportError(CommsError):
+    """
+    The way to the backend failed.
+
+    :ivar may_have_arrived: whether what was being sent may have reached the backend all the same.
+    """
+
+    retryable = True
+
+    def __init__(self, fact: str = "", *, may_have_arrived: bool = False) -> None:
+        super().__init__(fact)
+        self.may_have_arrived = may_have_arrived
+
+
+class ConnectFailed(TransportError):
+    """No connection to the backend could be made."""
+
+
+class TLSFailed(TransportError):
+    """The backend's TLS handshake or certificate was refused."""
+
+    advice = "nothing was sent; check the certificate, its name and dates, [tls], and this machine's clock"
+
+
+class UpgradeRefused(TransportError):
+    """
+    The backend answered the WebSocket upgrade with something else (RFC 6455 section 4.1).
+
+    :param status: the HTTP status code, or 0 when the answer was no HTTP at all.
+    :param retry_after: seconds the backend asked to wait, or None.
+    """
+
+    def __init__(self, fact: str = "", *, status: int = 0, retry_after: float | None = None) -> None:
+        super().__init__(fact)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class ConnectionEnded(TransportError):
+    """An established connection is over."""
+
+
+class ClosedByPeer(ConnectionEnded):
+    """
+    The backend closed the WebSocket (RFC 6455 section 7.4).
+
+    :param code: the close code; 1005 when the frame bore none, 1006 when there was no close frame.
+    """
+
+    def __init__(self, fact: str = "", *, code: int = 1006) -> None:
+        super().__init__(fact, may_have_arrived=True)
+        self.code = code
+
+
+class PeerSilent(ConnectionEnded):
+    """The backend stopped answering on an open connection."""
+
+
+class PeerViolation(TransportError):
+    """The backend sent what the protocol or a limit of ours does not allow."""
+
+
+class BreakerOpen(TransportError):
+    """
+    The backend failed too often just now and is left alone for a while.
+
+    :param retry_in: seconds until a probe is allowed.
+    """
+
+    def __init__(self, fact: str = "", *, retry_in: float = 0.0) -> None:
+        super().__init__(fact)
+        self.retry_in = retry_in
+
+
+class HTTPStatusError(TransportError):
+    """
+    The backend answered with an HTTP status that is not a success (RFC 9110 section 15).
+
+    :param status: the status code.
+    :param body: the start of the answer's body, at most 1 KiB, for the log.
+    :param retry_after: seconds the backend asked to wait, or None.
+    """
+
+    def __init__(
+        self, fact: str = "", *, status: int, body: bytes = b"", retry_after: float | None = None
+    ) -> None:
+        super().__init__(fact, may_have_arrived=True)
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after

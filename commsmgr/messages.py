@@ -1,0 +1,313 @@
+"""
+What the agent and a backend say to each other: frozen typed structs, the single source of the wire's schema.
+
+The JSON Schema in the docs, the validation of what arrives, and the bytes that leave all come from these types. Fields
+that a receiver does not know are ignored, on both sides: that is how either can be newer than the other.
+
+Bodies (what travels over HTTP, and inside ``data`` over WebSocket) stand first, WebSocket envelopes after them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+# A peer's id is echoed into logs, JSON and an HTTP header: printable ASCII keeps all three safe. The look-ahead at the
+# end refuses a trailing newline, which "$" alone would let through.
+Id: TypeAlias = Annotated[str, Meta(pattern=r"^[ -~]{1,200}(?![\s\S])", description="printable ASCII, 1 to 200 characters")]
+Text: TypeAlias = Annotated[str, Meta(max_length=1 << 20)]
+ShortText: TypeAlias = Annotated[str, Meta(max_length=4096)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=10 * 365 * 86400, description="seconds")]
+Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100)]
+JSONObject: TypeAlias = dict[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heartbeat: POST /heartbeat
+
+
+class SystemHealth(Struct, frozen=True, kw_only=True):
+    """How the machine is, as far as the standard library or psutil can tell; percentages from 0 to 100."""
+
+    cpu_usage_percent: Percent = 0.0
+    memory_usage_percent: Percent = 0.0
+    disk_usage_percent: Percent = 0.0
+    status: Literal["healthy", "warning", "critical", "unknown"] = "unknown"
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    """How delivery stands: what the agent still holds for the backend, and how long it could go on without it."""
+
+    queued_events: int = 0
+    queued_bytes: int = 0
+    oldest_event_seconds: float = 0.0
+    outage_budget_seconds: float | None = None
+    """Seconds of outage that the spool can still buffer at the present rate; None while nothing is being produced."""
+
+
+class Heartbeat(Struct, frozen=True, kw_only=True):
+    """The agent lives. ``last_inventory`` is the RFC 3339 time of the last accepted inventory, or empty."""
+
+    machine_id: str
+    hostname: str
+    timestamp: str
+    status: str = "online"
+    agent_version: str = ""
+    uptime_seconds: int = 0
+    last_inventory: str = ""
+    system_health: SystemHealth = SystemHealth()
+    pending_commands: int = 0
+    active_tasks: int = 0
+    delivery: Delivery = Delivery()
+    acked_commands: list[str] | msgspec.UnsetType = msgspec.UNSET
+    """commsmgr.v1: ids of commands that came in an earlier heartbeat's answer and are now in the inbox."""
+
+
+class CommandData(Struct, frozen=True, kw_only=True):
+    """What to do. ``timeout`` is in seconds, 0 for the agent's default; ``options`` is passed on as it came."""
+
+    type: ShortText = ""
+    command: Text = ""
+    args: Annotated[list[Text], Meta(max_length=10_000)] = []
+    timeout: Annotated[float, Meta(ge=0, le=30 * 86400)] = 0
+    options: JSONObject = {}
+
+
+class CommandEnvelope(Struct, frozen=True, kw_only=True, tag="command"):
+    """A command. The envelope's ``id`` is the command's."""
+
+    id: Id
+    data: CommandData
+    timestamp: ShortText = ""
+
+
+class HeartbeatAnswer(Struct, frozen=True, kw_only=True):
+    """The answer to a heartbeat; ``commands`` only from a commsmgr.v1 backend while no WebSocket can be had."""
+
+    status: ShortText = ""
+    timestamp: ShortText = ""
+    message: ShortText = ""
+    commands: Annotated[list[msgspec.Raw], Meta(max_length=1000)] = []
+    """Each one a ``command`` envelope; raw, so that a malformed one does not take the others with it."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inventory: POST /inventory
+
+
+class Inventory(Struct, frozen=True, kw_only=True):
+    """What the machine is. ``checksum`` is the SHA-256 of the bytes of ``data`` as sent, in lower-case hexadecimal."""
+
+    machine_id: str
+    timestamp: str
+    checksum: str
+    data: msgspec.Raw
+    type: Literal["inventory"] = "inventory"
+
+
+class InventoryAnswer(Struct, frozen=True, kw_only=True):
+    """The answer to an inventory; ``checksum_received`` is the checksum that the backend stored."""
+
+    status: ShortText = ""
+    checksum_received: ShortText = ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Result: POST /commands/result, or the ``data`` of a ``command_result``
+
+ResultStatus: TypeAlias = Literal["success", "error", "timeout", "rejected", "interrupted"]
+
+
+class ResultBody(Struct, frozen=True, kw_only=True):
+    """
+    What became of a command.
+
+    Plain backends read the duration as ``execution_time`` over WebSocket and as ``execution_time_ms`` over HTTP, both
+    in milliseconds. Both are always written, so that one encoding, stored once, serves either transport unchanged.
+    """
+
+    id: Id
+    command_id: Id
+    status: ResultStatus
+    output: str = ""
+    error: str = ""
+    exit_code: int = 0
+    execution_time: int = 0
+    execution_time_ms: int = 0
+    timestamp: str = ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# WebSocket envelopes
+
+
+class RegisterData(Struct, frozen=True, kw_only=True):
+    """Who the agent is."""
+
+    hostname: str = ""
+    agent_version: str = ""
+
+
+class Register(Struct, frozen=True, kw_only=True, tag="register"):
+    """The agent's first message on a WebSocket. Nothing else is sent before it is answered."""
+
+    machine_id: Id
+    id: Id
+    timestamp: str
+    data: RegisterData = RegisterData()
+
+
+class SettingsData(Struct, frozen=True, kw_only=True):
+    """Intervals that a backend may set for the length of a session, in seconds; absent ones stay as configured."""
+
+    heartbeat_interval: Annotated[float, Meta(ge=1, le=86400)] | None = None
+    inventory_interval: Annotated[float, Meta(ge=60, le=30 * 86400)] | None = None
+
+
+class RegistrationAckData(Struct, frozen=True, kw_only=True):
+    """``dedupe_window`` is how many seconds the backend remembers ids."""
+
+    message: ShortText = ""
+    machine_id: ShortText = ""
+    dedupe_window: Seconds = 86400
+
+
+class RegistrationAck(Struct, frozen=True, kw_only=True, tag="registration_ack"):
+    """The backend knows the agent."""
+
+    id: ShortText = ""
+    timestamp: ShortText = ""
+    data: RegistrationAckData = RegistrationAckData()
+
+
+class ResultEnvelope(Struct, frozen=True, kw_only=True, tag="command_result"):
+    """A result on its way to the backend; ``data`` is a :class:`ResultBody`, as stored."""
+
+    id: Id
+    timestamp: str
+    data: msgspec.Raw
+
+
+class Ping(Struct, frozen=True, kw_only=True, tag="ping"):
+    """A question for a pong by message; the agent's own keep-alive is the protocol's ping frame."""
+
+    id: ShortText = ""
+
+
+class Pong(Struct, frozen=True, kw_only=True, tag="pong"):
+    """The answer to a ``ping`` message, with its id."""
+
+    id: ShortText = ""
+
+
+class Ack(Struct, frozen=True, kw_only=True, tag="ack"):
+    """commsmgr.v1: these messages are stored durably and need not be sent again."""
+
+    ids: Annotated[list[Id], Meta(max_length=100_000)]
+
+
+class NackData(Struct, frozen=True, kw_only=True):
+    """With ``retry_after`` (seconds) the message is tried again, without it it is refused for good."""
+
+    code: ShortText = ""
+    message: ShortText = ""
+    retry_after: Seconds | None = None
+
+
+class Nack(Struct, frozen=True, kw_only=True, tag="nack"):
+    """commsmgr.v1: this message was not taken."""
+
+    id: Id
+    data: NackData = NackData()
+
+
+class GoawayData(Struct, frozen=True, kw_only=True):
+    """Come back after ``reconnect_after`` seconds, at a moment spread over ``window`` seconds."""
+
+    reconnect_after: Seconds = 0
+    window: Seconds = 0
+
+
+class Goaway(Struct, frozen=True, kw_only=True, tag="goaway"):
+    """commsmgr.v1: the backend is about to leave; finish what is in flight and return later."""
+
+    data: GoawayData = GoawayData()
+
+
+class Settings(Struct, frozen=True, kw_only=True, tag="settings"):
+    """commsmgr.v1: intervals for this session."""
+
+    data: SettingsData = field(default_factory=SettingsData)
+
+
+FromBackend: TypeAlias = (
+    RegistrationAck | CommandEnvelope | Ping | Pong | Ack | Nack | Goaway | Settings
+)
+"""Every message type that an agent understands over WebSocket; anything else is handed on as a push."""
+
+FromAgent: TypeAlias = Register | ResultEnvelope | Ping | Pong | Ack | Nack
+"""Every message type that a backend understands over WebSocket, save the old form of a result (no type at all)."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the embedding agent holds in its hands
+
+
+class Command(Struct, frozen=True, kw_only=True):
+    """
+    A command that was offered to the agent and has to be answered with one :class:`Result`.
+
+    :ivar key: names this command in the inbox; two commands of a plain backend may bear the same ``id``.
+    :ivar timeout: seconds the command may take, already within the bounds of the configuration.
+    :ivar redelivered: whether it was offered before the process last stopped, and may have run then.
+    """
+
+    id: str
+    key: int
+    type: str
+    command: str
+    args: tuple[str, ...]
+    timeout: float
+    options: JSONObject
+    redelivered: bool = False
+
+    def success(self, output: str = "", *, exit_code: int = 0) -> Result:
+        """Return a result that says that the command did what it should."""
+        return Result(command_id=self.id, status="success", output=output, exit_code=exit_code, key=self.key)
+
+    def error(self, error: str, *, output: str = "", exit_code: int = 1) -> Result:
+        """Return a result that says that the command ran and failed."""
+        return Result(
+            command_id=self.id, status="error", output=output, error=error, exit_code=exit_code, key=self.key
+        )
+
+    def rejected(self, error: str) -> Result:
+        """Return a result that says that the command was not run at all."""
+        return Result(command_id=self.id, status="rejected", error=error, exit_code=1, key=self.key)
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """
+    What the agent says of a command.
+
+    :ivar execution_time: seconds that the command took.
+    :ivar key: the command's :attr:`Command.key`; None means the oldest open command with ``command_id``.
+    """
+
+    command_id: str
+    status: ResultStatus = "success"
+    output: str = ""
+    error: str = ""
+    exit_code: int = 0
+    execution_time: float = 0.0
+    key: int | None = None
+
+
+class Push(Struct, frozen=True, kw_only=True):
+    """A message of a type that commsmgr does not know (``config_update`` …), as it came, for the embedding agent."""
+
+    type: str
+    id: str
+    payload: bytes
