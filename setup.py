@@ -1,0 +1,67 @@
+"""The distribution's metadata. ``pyproject.toml`` names the build backend and configures tools, nothing else."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+# The package is not imported to learn its version: its dependencies are not installed while it is being built.
+VERSION = re.search(r'^__version__ = "([^"]+)"$', (HERE / "commsmgr" / "_version.py").read_text("utf-8"), re.MULTILINE)
+assert VERSION is not None, "commsmgr/_version.py names no version"
+
+PSUTIL = ["psutil>=7.0"]
+TEST = ["coverage>=7.10", "hypothesis>=6.100", *PSUTIL]
+DOCS = ["furo>=2025.9", "sphinx>=8.2"]
+DEV = ["build>=1.2", "mypy>=2.0", "mypy-zope>=1.0.17", "ruff>=0.14", "towncrier>=25.8", "tox>=4.30"]
+
+setup(
+    name="commsmgr",
+    version=VERSION.group(1),
+    description="Connects an agent to its backend over HTTP and WebSocket, as a Twisted service, losing nothing",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    author="commsmgr maintainers",
+    license="MIT",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Framework :: Twisted",
+        "Intended Audience :: Developers",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: System :: Monitoring",
+        "Topic :: System :: Networking",
+        "Typing :: Typed",
+    ],
+    keywords="agent backend heartbeat twisted websocket",
+    python_requires=">=3.11",
+    # No package "twisted" here: that one belongs to Twisted, which looks for plugins in every "twisted/plugins"
+    # directory on the path, and there must be no __init__.py in ours.
+    packages=[*find_packages(include=["commsmgr", "commsmgr.*"]), "twisted.plugins"],
+    package_data={"commsmgr": ["py.typed"], "commsmgr.backend": ["*.html", "*.css", "*.js"]},
+    zip_safe=False,
+    # The oldest versions that the tests have been run with.
+    install_requires=[
+        "twisted[tls]>=26.10",
+        "treq>=26.7",
+        "autobahn>=26.10.2",
+        "pyopenssl>=26.4",
+        "service-identity>=26.1",
+        "prometheus-client>=0.26",
+        "msgspec>=0.20",
+        "hyperlink>=21.0",
+    ],
+    extras_require={
+        "psutil": PSUTIL,
+        "test": TEST,
+        "docs": DOCS,
+        "dev": [*DEV, *TEST, *DOCS],
+    },
+)
