@@ -101,16 +101,13 @@ class Breaker:
                 return 0.0
             case _Open(until):
                 return max(0.0, until - self._seconds())
-            case _HalfOpen():
-                return self._settings.open_for
+        return self._settings.open_for
 
     def succeeded(self) -> None:
         """An attempt showed that the backend works."""
         match self._state:
             case _Closed() | _HalfOpen():
                 self._become(_Closed())
-            case _Open():
-                pass
 
     def failed(self) -> None:
         """An attempt showed that the backend does not work."""
@@ -120,16 +117,12 @@ class Breaker:
             case _Closed() | _HalfOpen():
                 wait = self._settings.open_for * self._random.uniform(1.0, 1.0 + SPREAD)
                 self._become(_Open(self._seconds() + wait))
-            case _Open():
-                pass
 
     def released(self) -> None:
         """An attempt says nothing about the backend: it was cancelled, or its caller was wrong."""
         match self._state:
             case _HalfOpen():
                 self._become(_Open(self._seconds()))
-            case _Closed() | _Open():
-                pass
 
     def _become(self, state: _State) -> None:
         before, self._state = self._state, state

@@ -15,7 +15,7 @@ close 1000, 1001, 1012; anything else          ``USUAL``     full jitter
 =============================================  ============  =========================================================
 
 On top of that, who was told how long to wait (Retry-After, an open breaker) waits no less than that, within
-``retry_after_cap``, and jitter.
+``retry_after_cap``, spread by a further ``SPREAD`` of it.
 
 Close codes: RFC 6455 section 7.4.1 and the IANA registry of WebSocket close codes; those from 4400 to 4499 are by
 custom the HTTP statuses 400 to 499. Statuses: RFC 9110 section 15, RFC 6585.
@@ -35,7 +35,7 @@ TROUBLED_FLOOR: Final = 5.0
 """How many times the base a backend is left alone at least when it says that it is in trouble."""
 
 SPREAD: Final = 0.2
-"""Share of an asked-for wait over which a fleet that was told the same number spreads at least."""
+"""Share of an asked-for wait added at random: the usual jitter alone is too short for a fleet told the same number."""
 
 
 class _Pace(Enum):
@@ -61,9 +61,7 @@ _BY_STATUS: Final = {
 _WORTH_A_FRESH_TOKEN: Final = (401, 4401)
 
 
-def delay(
-    error: CommsError, attempt: int, *, settings: Reconnect, refused_delay: float, random: Random
-) -> float:
+def delay(error: CommsError, attempt: int, *, settings: Reconnect, refused_delay: float, random: Random) -> float:
     """
     Return the seconds to wait before the next attempt.
 
@@ -80,10 +78,8 @@ def delay(
         case _Pace.TROUBLED:
             floor = min(cap, TROUBLED_FLOOR * base)
     asked = min(_asked_for(error), settings.retry_after_cap)
-    spread = SPREAD * asked
-    return full_jitter(
-        attempt, base=max(base, spread), cap=max(cap, spread), floor=max(floor, asked), random=random
-    )
+    floor = max(floor, asked) + random.uniform(0.0, SPREAD * asked)
+    return full_jitter(attempt, base=base, cap=cap, floor=floor, random=random)
 
 
 def _asked_for(error: CommsError) -> float:
