@@ -32,7 +32,7 @@ class JudgeTests(SynchronousTestCase):
                 self.assertEqual(verdict, RetryAfter(0.0), status)
             else:
                 self.assertIsInstance(verdict, Permanent, status)
-                self.assertIn(str(status), verdict.reason)  # type: ignore[union-attr]  # the line above says so
+                self.assertIn(str(status), verdict.reason)
 
     def test_no_status(self) -> None:
         """A number outside 100 to 599 counts as a server error, as RFC 9110 section 15 asks."""
