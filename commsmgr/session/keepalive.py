@@ -1,0 +1,110 @@
+"""
+Whether the peer still lives: when to ping, when to give up.
+
+Theory of operation. There are two ways to be dead:
+
+- ``silent``: after ``interval`` seconds in which nothing came a ping is sent, after ``timeout`` more the peer is dead.
+  A link that breaks without a word is noticed within ``interval + timeout``.
+- ``no-pong``: data comes, yet a ping has had no pong for ``pong_timeout``: what we send gets lost. So that there is a
+  ping to miss, one is sent when the last pong is ``pong_timeout`` old, and such a loss is noticed within twice that.
+
+The clock may jump, and the machine may sleep; neither says anything about the peer:
+
+- Backwards: a mark that lies in the future becomes now. No wait grows beyond its setting.
+- Forwards: while a ping is unanswered, waits are cut into slices of a quarter of ``timeout``. A check that comes more
+  than another quarter (and more than a second, which a busy process may need) after its slice shows that the clock
+  leapt, the machine slept or the process stalled: pings from before are void, and the next one gets its whole
+  ``timeout``. A leap by less than the slice and that allowance together may go unnoticed; it shortens the patience by
+  as much as it leapt.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+_SLICES = 4
+_STALL = 1.0
+
+
+class Wait(Struct, frozen=True, tag=True):
+    """Nothing to do; check again after ``seconds``, which are more than 0."""
+
+    seconds: float
+
+
+class SendPing(Struct, frozen=True, tag=True):
+    """Send a ping now, call :meth:`KeepAlive.pinged` and check again."""
+
+
+class Dead(Struct, frozen=True, tag=True):
+    """Give the connection up; ``reason`` is ``silent`` or ``no-pong``."""
+
+    reason: str
+
+
+Action: TypeAlias = Wait | SendPing | Dead
+
+
+class KeepAlive:
+    """
+    One connection's keep-alive. All times are seconds of one clock that the owner reads.
+
+    The owner calls :meth:`check` from one timer, which it arms anew by each :class:`Wait`; it need not touch the timer
+    when something comes or is sent.
+
+    :param interval: silence after which a ping is sent.
+    :param timeout: silence after that which ends the connection.
+    :param now: when the connection was opened.
+    :param pong_timeout: how long a ping may go without its pong although other data comes. Should be longer than the
+        peer takes to read a full window over the slowest network.
+    """
+
+    def __init__(self, interval: float, timeout: float, now: float, *, pong_timeout: float) -> None:
+        self._interval = interval
+        self._timeout = timeout
+        self._pong_timeout = pong_timeout
+        self._slice = timeout / _SLICES
+        self._slack = max(self._slice, _STALL)
+        self._heard = now
+        self._ponged = now
+        self._pinged: float | None = None
+        self._due = now
+
+    def heard(self, now: float) -> None:
+        """Anything came from the peer: bytes count, not only whole messages."""
+        self._heard = now
+
+    def pinged(self, now: float) -> None:
+        """A ping was sent, whatever for. Only the oldest unanswered one counts."""
+        if self._pinged is None:
+            self._pinged = now
+
+    def ponged(self, now: float) -> None:
+        """A pong came that answers one of our pings; strays are only :meth:`heard`."""
+        self._heard = self._ponged = now
+        self._pinged = None
+
+    def check(self, now: float) -> Action:
+        """Return what to do now."""
+        leapt = now > self._due + self._slack
+        self._due = now
+        self._heard = min(self._heard, now)
+        self._ponged = min(self._ponged, now)
+        if self._pinged is None or leapt:
+            self._pinged = None
+            ping_at = min(self._heard + self._interval, self._ponged + self._pong_timeout)
+            return SendPing() if now >= ping_at else self._wait(ping_at - now)
+        self._pinged = min(self._pinged, now)
+        silent_at = max(self._heard + self._interval, self._pinged) + self._timeout
+        if now >= silent_at:
+            return Dead("silent")
+        no_pong_at = self._pinged + self._pong_timeout
+        if now >= no_pong_at:
+            return Dead("no-pong")
+        return self._wait(min(silent_at - now, no_pong_at - now, self._slice))
+
+    def _wait(self, seconds: float) -> Wait:
+        self._due += seconds
+        return Wait(seconds)
