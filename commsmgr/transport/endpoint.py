@@ -1,0 +1,134 @@
+"""
+The way to a backend: name, addresses, TCP, TLS, identity.
+
+HTTP and WebSocket connections are opened here and nowhere else, so both refuse the same peers, in the same words. Names
+are resolved by the reactor's resolver, addresses tried side by side (RFC 8305), all of it under one deadline: a name
+server or a peer that says nothing costs ``timeout`` seconds and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from commsmgr.config import TLS
+from commsmgr.errors import ConfigError, ConnectFailed, DeadlineExceeded, TLSFailed, TransportError
+from commsmgr.transport.deadline import within
+from commsmgr.transport.gate import GateFactory
+from commsmgr.transport.peer import CheckedConnections, TLSFacts
+from commsmgr.transport.tls import ContextSource
+from commsmgr.urls import Target
+
+__all__ = ["Dialer", "TLSFacts"]
+
+
+class Dialer:
+    """
+    Opens every connection to a backend.
+
+    :param reactor: IReactorTCP, IReactorTime and IReactorPluggableNameResolver.
+    :param tls: how far a backend must prove who it is.
+    :param observe_tls: told of each completed and accepted handshake; what it raises is logged and changes nothing.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, reactor: Any, tls: TLS, *, observe_tls: Callable[[Target, TLSFacts], None] | None = None
+    ) -> None:
+        self._reactor = reactor
+        self._contexts = ContextSource(tls)
+        self._observe_tls = observe_tls
+
+    def check(self) -> None:
+        """
+        Read the TLS files now.
+
+        :raise ConfigError: it names the file and what is wrong with it.
+        """
+        self._contexts.load()
+
+    def endpoint(self, target: Target, *, timeout: float) -> IStreamClientEndpoint:
+        """
+        Return a new endpoint for one attempt to reach ``target``.
+
+        Its ``connect`` fails with :class:`~commsmgr.errors.ConnectFailed`, :class:`~commsmgr.errors.TLSFailed` or
+        :class:`~commsmgr.errors.DeadlineExceeded`, in each case before any byte of the protocol was sent. Cancelling
+        drops whatever had been opened and gives :class:`~twisted.internet.defer.CancelledError`.
+
+        :param timeout: seconds for name, connection, TLS and identity together.
+        """
+        return _Endpoint(self._reactor, self._contexts, target, timeout, self._observe)
+
+    def _observe(self, target: Target, facts: TLSFacts) -> None:
+        self.log.debug(
+            "{authority}: {version} {cipher}, certificate {subject}",
+            event="tls.established",
+            authority=target.authority,
+            version=facts.version,
+            cipher=facts.cipher,
+            subject=facts.subject,
+        )
+        if self._observe_tls is not None:
+            with self.log.failuresHandled("observer of TLS facts failed", event="tls.observer.failed"):
+                self._observe_tls(target, facts)
+
+
+@implementer(IStreamClientEndpoint)
+class _Endpoint:
+    def __init__(
+        self,
+        reactor: Any,
+        contexts: ContextSource,
+        target: Target,
+        timeout: float,
+        observe: Callable[[Target, TLSFacts], None],
+    ) -> None:
+        self._reactor = reactor
+        self._contexts = contexts
+        self._target = target
+        self._timeout = timeout
+        self._observe = observe
+        self._doing = "resolving its name or connecting"
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Connect; see :meth:`Dialer.endpoint`."""
+        return within(self._reactor, self._timeout, self._connect(protocolFactory), self._expired)
+
+    def _expired(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"{self._target.authority} not reached within {self._timeout:g} s: still {self._doing}")
+
+    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
+        target = self._target
+        try:
+            tcp = HostnameEndpoint(self._reactor, target.host, target.port, timeout=self._timeout)
+            if not target.secure:
+                return await tcp.connect(factory)
+            secured = wrapClientTLS(
+                CheckedConnections(self._contexts.current(), target.host), tcp, clock=self._reactor
+            )
+            gate: Any = await secured.connect(GateFactory(factory, lambda facts: self._observe(target, facts)))
+            self._doing = "in the TLS handshake"
+            opened: Deferred[IProtocol] = gate.opened
+            return await opened
+        except TransportError:
+            raise
+        except ConfigError as error:
+            raise TLSFailed(str(error)) from error
+        except DNSLookupError:
+            raise ConnectFailed(f"the name {target.host} has no address, or the name server did not answer") from None
+        except Exception as error:
+            raise ConnectFailed(f"cannot connect to {target.authority}: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    # A ConnectError's text begins with a sentence for its class; the system's own words say more.
+    said = error.args[0] if isinstance(error, ConnectError) and error.args else None
+    return said if isinstance(said, str) and said else str(error) or type(error).__name__
