@@ -61,12 +61,17 @@ class ConfigError(CommsError):
     :param fact: what was expected and what was found; never the value of a secret.
     :param key: the path of the key, such as ``backends[0].url``; empty when it concerns the whole.
     :param source: the file's name, or ``environment``, or ``code``.
+    :param others: further mistakes found at the same time; their sentences follow, a line each.
     """
 
-    def __init__(self, fact: str, *, key: str = "", source: str = "code") -> None:
-        super().__init__(": ".join(part for part in (source, key, fact) if part))
+    def __init__(
+        self, fact: str, *, key: str = "", source: str = "code", others: tuple[ConfigError, ...] = ()
+    ) -> None:
+        sentence = ": ".join(part for part in (source, key, fact) if part)
+        super().__init__("\n".join([sentence, *map(str, others)]))
         self.key = key
         self.source = source
+        self.others = others
 
 
 class UsageError(CommsError):

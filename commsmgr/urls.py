@@ -1,11 +1,14 @@
-"""URLs of backends, taken apart once and checked (RFC 3986, RFC 6455 section 3)."""
+"""URLs of backends and addresses to listen on, taken apart once and checked (RFC 3986, RFC 6455 section 3)."""
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 
 from hyperlink import URL
 from msgspec import Struct
+
+from commsmgr.config import Backend
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -65,7 +68,9 @@ def parse(url: str, schemes: tuple[str, ...]) -> Target:
     except (ValueError, TypeError) as error:
         raise ValueError(f"not a URL: {error}") from None
     if parsed.scheme not in schemes:
-        raise ValueError(f"expected {' or '.join(f'{scheme}://' for scheme in schemes)}, found {parsed.scheme or 'none'}")
+        raise ValueError(
+            f"expected {' or '.join(f'{scheme}://' for scheme in schemes)}, found {parsed.scheme or 'none'}"
+        )
     host = host if ":" in host else parsed.host
     if not host:
         raise ValueError("the URL has no host")
@@ -79,3 +84,50 @@ def parse(url: str, schemes: tuple[str, ...]) -> Target:
     path = "/" + "/".join(parsed.path).lstrip("/")
     query = "&".join(name if value is None else f"{name}={value}" for name, value in parsed.query)
     return Target(parsed.scheme, host, port, path + (f"?{query}" if query else ""))
+
+
+def http_target(backend: Backend) -> Target:
+    """
+    Return where the HTTP interface of ``backend`` is.
+
+    :raise ValueError: the URL is wrong; never after :func:`commsmgr.settings.check`.
+    """
+    return parse(backend.url, ("http", "https"))
+
+
+def websocket_target(backend: Backend) -> Target:
+    """
+    Return where the WebSocket of ``backend`` is: as set, or else the base URL with ``/ws`` appended.
+
+    :raise ValueError: the URL is wrong; never after :func:`commsmgr.settings.check`.
+    """
+    url = backend.websocket_url or "ws" + http_target(backend).join("/ws").removeprefix("http")
+    return parse(url, ("ws", "wss"))
+
+
+def backend_name(backend: Backend) -> str:
+    """
+    Return what ``backend`` is called in logs and metrics: its name, or else host and port.
+
+    :raise ValueError: there is no name and the URL is wrong; never after :func:`commsmgr.settings.check`.
+    """
+    if backend.name:
+        return backend.name
+    target = http_target(backend)
+    return f"[{target.host}]:{target.port}" if ":" in target.host else f"{target.host}:{target.port}"
+
+
+def listen_address(listen: str) -> tuple[str, int]:
+    """
+    Take the value of ``observe.listen`` apart: host (an IPv6 literal without its brackets) and port.
+
+    :raise ValueError: it says what was expected.
+    """
+    host, colon, port = listen.rpartition(":")
+    literal = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if literal else host
+    if not colon or not host or (":" in host) is not literal or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII):
+        raise ValueError("expected host:port, such as 127.0.0.1:9464 or [::1]:9464")
+    if int(port) > 65535:
+        raise ValueError("the port must be between 0 and 65535")
+    return host, int(port)

@@ -1,0 +1,200 @@
+"""
+Rules between settings and with the outside: URLs, tokens, files, header fields. Each function yields what is broken.
+
+Files are opened to see whether they can be read; nothing of them is kept, because who needs them reads them when the
+time comes, and again when they change.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+from commsmgr.config import TLS, Auth, Backend, Config, Observe
+from commsmgr.shape import CONTROL_CHARACTERS, Mistake, key_text
+from commsmgr.urls import Target, backend_name, http_target, listen_address, websocket_target
+
+TOKEN_SOURCES = ("token", "token_file", "token_env")
+
+# Set by the transports themselves: a second one would be a way to smuggle requests or to leak the token around its
+# rules (RFC 9110 sections 7.2 and 8.6, RFC 9112 section 6, RFC 6455 section 4.1, RFC 6750 section 2.1).
+FORBIDDEN_HEADERS = frozenset(
+    {
+        "accept-encoding",
+        "authorization",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "idempotency-key",
+        "keep-alive",
+        "origin",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_FORBIDDEN_PREFIX = "sec-websocket-"
+
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token of RFC 9110 section 5.6.2
+_FIELD_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?|")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+_LARGEST_TOKEN = 16 << 10
+
+
+def broken(config: Config, environ: Mapping[str, str], token_provider: bool) -> list[Mistake]:
+    """
+    Return every rule that ``config``, whose values have the right types, breaks.
+
+    :param environ: where ``auth.token_env`` is looked up.
+    :param token_provider: whether code supplies a token provider, which counts as a source of tokens.
+    """
+    sources = [f"auth.{name}" for name in TOKEN_SOURCES if getattr(config.auth, name)]
+    return [
+        *_backend_rules(config.backends, bool(sources) or token_provider),
+        *_token_rules(config.auth, sources + ["a token provider"] * token_provider, environ),
+        *_tls_rules(config.tls),
+        *_header_rules(config.http.headers),
+        *_range_rules(config),
+        *_observe_rules(config.observe),
+    ]
+
+
+def _backend_rules(backends: tuple[Backend, ...], with_token: bool) -> Iterator[Mistake]:
+    names: dict[str, int] = {}
+    for index, backend in enumerate(backends):
+        key = f"backends[{index}]"
+        http = _target(http_target, backend, backend.url)
+        if isinstance(http, str):
+            yield f"{key}.url", http
+            continue
+        websocket = _target(websocket_target, backend, backend.websocket_url)
+        if isinstance(websocket, str):
+            yield f"{key}.websocket_url", websocket
+        elif http.secure and not websocket.secure and not websocket.loopback and not backend.insecure:
+            yield f"{key}.websocket_url", "expected wss://, because url is https://; or set insecure = true"
+        elif with_token and not backend.insecure and backend.websocket_url and _exposed(websocket):
+            yield f"{key}.websocket_url", _EXPOSED.format("wss", websocket.host)
+        if with_token and not backend.insecure and _exposed(http):
+            yield f"{key}.url", _EXPOSED.format("https", http.host)
+        name = backend_name(backend)
+        if name in names:
+            yield f"{key}.name", f'"{name}" is also the name of backends[{names[name]}]; names must differ'
+        names.setdefault(name, index)
+
+
+_EXPOSED = "the token would travel unencrypted to {1}, which is not loopback; use {0}://, or set insecure = true"
+
+
+def _exposed(target: Target) -> bool:
+    return not target.secure and not target.loopback
+
+
+def _target(parse: Callable[[Backend], Target], backend: Backend, url: str) -> Target | str:
+    """Return the target, or what is wrong with ``url``; without quoting from one that may hold a password."""
+    try:
+        return parse(backend)
+    except ValueError as error:
+        return "not a URL that can be used; user and password belong in [auth]" if "@" in url else str(error)
+
+
+def _token_rules(auth: Auth, sources: list[str], environ: Mapping[str, str]) -> Iterator[Mistake]:
+    if len(sources) > 1:
+        yield "auth", f"expected one source of the token, found {len(sources)}: {', '.join(sources)}"
+    if auth.token:
+        yield from _token_mistakes("auth.token", "the token", auth.token)
+    if auth.token_file:
+        # Quoted only when it looks like a path or a variable: people paste the token itself into the wrong option.
+        name = auth.token_file if "/" in auth.token_file else "the file"
+        try:
+            with open(auth.token_file, "rb") as file:
+                text = file.read(_LARGEST_TOKEN + 1).decode("ascii", "replace").strip()  # editors end with a newline
+        except OSError as error:
+            yield "auth.token_file", f"{name} cannot be read: {why(error)}"
+        else:
+            yield from _token_mistakes("auth.token_file", f"the token in {name}", text)
+    if auth.token_env:
+        name = auth.token_env if _VARIABLE.fullmatch(auth.token_env) else "the variable"
+        if auth.token_env in environ:
+            yield from _token_mistakes("auth.token_env", f"the token in {name}", environ[auth.token_env])
+        else:
+            yield "auth.token_env", f"{name} is not in the environment"
+
+
+def _token_mistakes(key: str, subject: str, token: str) -> Iterator[Mistake]:
+    if not token:
+        yield key, f"{subject} is empty"
+    elif len(token) > _LARGEST_TOKEN:
+        yield key, f"{subject} is longer than {_LARGEST_TOKEN} characters"
+    elif CONTROL_CHARACTERS.search(token):
+        yield key, f"{subject} contains control characters (such as CR or LF)"
+    elif not _TOKEN.fullmatch(token):
+        yield key, f"{subject} contains blanks or characters outside ASCII"
+
+
+def _tls_rules(tls: TLS) -> Iterator[Mistake]:
+    if tls.ca_exclusive and not tls.ca_file:
+        yield "tls.ca_exclusive", "without tls.ca_file no issuer at all would be trusted"
+    if tls.key and not tls.certificate:
+        yield "tls.key", "is of no use without tls.certificate"
+    for name in ("ca_file", "certificate", "key"):
+        path = getattr(tls, name)
+        try:
+            if path:
+                with open(path, "rb") as file:
+                    file.read(1)
+        except OSError as error:
+            yield f"tls.{name}", f"{path} cannot be read: {why(error)}"
+
+
+def _header_rules(headers: Mapping[str, str]) -> Iterator[Mistake]:
+    seen: set[str] = set()
+    for name, value in headers.items():
+        key, lower = f"http.headers.{key_text(name)}", name.lower()
+        if not _FIELD_NAME.fullmatch(name):
+            yield key, "not a valid name of a header field (RFC 9110 section 5.1)"
+        elif lower in FORBIDDEN_HEADERS or lower.startswith(_FORBIDDEN_PREFIX):
+            hint = "; the token belongs in [auth]" if lower == "authorization" else ""
+            yield key, f"is set by commsmgr itself{hint}"
+        elif not _FIELD_VALUE.fullmatch(value):
+            yield key, "the value may hold printable ASCII only, without blanks at its ends (RFC 9110 section 5.5)"
+        elif lower in seen:
+            yield key, "is given twice: names of header fields are the same in upper and lower case"
+        seen.add(lower)
+
+
+def _range_rules(config: Config) -> Iterator[Mistake]:
+    for section, lower, upper in (("reconnect", "base", "cap"), ("commands", "default_timeout", "max_timeout")):
+        low, high = (getattr(getattr(config, section), name) for name in (lower, upper))
+        if low > high:
+            yield f"{section}.{lower}", f"expected at most {section}.{upper}, which is {high:g}, found {low:g}"
+    if not config.spool.path and config.spool.durability != "memory":
+        yield "spool.path", f'is empty, but spool.durability is "{config.spool.durability}"'
+
+
+def _observe_rules(observe: Observe) -> Iterator[Mistake]:
+    if observe.listen:
+        try:
+            listen_address(observe.listen)
+        except ValueError as error:
+            yield "observe.listen", f"{error}, found {json.dumps(observe.listen[:60])}"
+    for index, pattern in enumerate(observe.redact):
+        try:
+            empty = re.compile(pattern).search("")
+        except (re.error, RecursionError, OverflowError) as error:
+            yield f"observe.redact[{index}]", f"not a regular expression: {error}"
+        else:
+            if empty:
+                yield f"observe.redact[{index}]", "matches even the empty string, so it would replace everything"
+
+
+def why(error: Exception) -> str:
+    """Return the system's reason without the path, which is named already."""
+    return (error.strerror if isinstance(error, OSError) else None) or "not UTF-8 text"

@@ -1,0 +1,122 @@
+"""
+Does plain data have the shape of the types in :mod:`commsmgr.config`? Every place where it does not, as a sentence.
+
+The data and the types are walked through side by side; msgspec alone would stop at the first mistake. What is found is
+quoted, so that a mistake is easy to see, but for values that are or may hold secrets.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec.inspect import StructType, VarTupleType
+
+from commsmgr.config import Config
+from commsmgr.reference import described, expected
+
+Mistake: TypeAlias = tuple[str, str]
+"""The path of a key, and what is wrong there."""
+
+_SECRETS = re.compile(r"^(auth\.token$|http\.headers|backends\[\d+\]\.(websocket_)?url$)")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def plain(value: Any) -> Any:
+    """Return structs as mappings, all the way down, and everything else as it is."""
+    if isinstance(value, msgspec.Struct):
+        return {key: plain(item) for key, item in msgspec.structs.asdict(value).items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def mismatches(raw: Any, annotation: Any, path: str) -> Iterator[Mistake]:
+    """Walk through the data and the types side by side. msgspec alone would stop at the first mistake."""
+    info, unit, _ = described(annotation)
+    wanted = expected(info, unit)
+    if isinstance(info, StructType):
+        if isinstance(raw, Mapping):
+            yield from _table_mismatches(raw, info.cls, path)
+        else:
+            yield path, f"expected {wanted}, found {_found(raw, path)}"
+    elif isinstance(info, VarTupleType) and isinstance(info.item_type, StructType):
+        if not isinstance(raw, list):
+            yield path, f"expected {wanted} (written [[{path}]]), found {_found(raw, path)}"
+        elif not (info.min_length or 0) <= len(raw) <= (info.max_length or len(raw)):
+            yield path, f"expected {wanted}, found {len(raw)}"
+        else:
+            for index, item in enumerate(raw):
+                yield from mismatches(item, info.item_type.cls, f"{path}[{index}]")
+    else:
+        try:
+            msgspec.convert(raw, annotation)
+        except (msgspec.ValidationError, RecursionError):
+            yield path, f"expected {wanted}, found {_found(raw, path)}"
+        else:
+            yield from _control_characters(raw, path)
+
+
+def _table_mismatches(raw: Mapping[Any, Any], table: type[msgspec.Struct], path: str) -> Iterator[Mistake]:
+    fields = {field.name: field for field in msgspec.structs.fields(table)}
+    for key, value in raw.items():
+        inner = f"{path}.{key_text(key)}" if path else key_text(key)
+        if key in fields:
+            yield from mismatches(value, fields[key].type, inner)
+        else:
+            yield inner, f"unknown key; {_hint(str(key), table)}"
+    for name, field in fields.items():
+        if field.required and name not in raw:
+            info, unit, meaning = described(field.type)
+            yield f"{path}.{name}" if path else name, f"missing; expected {expected(info, unit)}: {meaning}"
+
+
+def _hint(key: str, table: type[msgspec.Struct]) -> str:
+    """Name the nearest valid key, or the table in which this one would be valid."""
+    names = table.__struct_fields__
+    near = difflib.get_close_matches(key.lower(), names, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    for field in msgspec.structs.fields(Config):
+        info, _, _ = described(field.type)
+        item = info.item_type if isinstance(info, VarTupleType) else info
+        if isinstance(item, StructType) and key in item.cls.__struct_fields__:
+            return f"it belongs in [{field.name}]"
+    return f"valid here: {', '.join(names)}"
+
+
+def _control_characters(raw: Any, path: str) -> Iterator[Mistake]:
+    """No setting needs them; in headers, logs and file names they do harm. Regular expressions may hold anything."""
+    if isinstance(raw, str) and path != "auth.token" and CONTROL_CHARACTERS.search(raw):
+        yield path, "control characters (such as CR, LF or NUL) are not allowed"
+
+
+def key_text(key: Any) -> str:
+    """Write a key as it may stand in TOML, cut short if it is very long."""
+    text = str(key)
+    return text if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", text) else json.dumps(text[:60])
+
+
+def _found(value: Any, path: str) -> str:
+    """Say what was found without telling a secret."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return (
+                "a number" if _SECRETS.match(path) else f"{value:.15g}" if isinstance(value, float) else str(value)[:40]
+            )
+        case str():
+            return "a string" if _SECRETS.match(path) else f"the string {json.dumps(value[:60])}"
+        case Mapping():
+            return "a table"
+        case list() | tuple():
+            return "a list"
+        case None:
+            return "nothing"
+        case _:
+            return f"a {type(value).__name__}"

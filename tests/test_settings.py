@@ -1,0 +1,512 @@
+"""Configuration: every mistake is named with file, key and what was expected, and no secret is ever repeated."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+
+import msgspec
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from commsmgr import config, reference, settings
+from commsmgr.config import TLS, Auth, Backend, Config
+from commsmgr.errors import ConfigError
+
+BACKENDS = '[[backends]]\nurl = "https://backend.example/api"\n'
+SECRET = "s3cr3t-t0ken"
+
+
+class Case(SynchronousTestCase):
+    """Helpers of all cases here."""
+
+    def read(self, text: str, environ: Mapping[str, str] | None = None) -> Config:
+        return settings.from_toml(text, source="agent.toml", environ=environ or {})
+
+    def refused(self, text: str, environ: Mapping[str, str] | None = None) -> ConfigError:
+        """Read ``text``, which must be refused, without the secret being repeated."""
+        error = self.assertRaises(ConfigError, self.read, text, environ)
+        self.assertNotIn(SECRET, str(error) + repr(error))
+        return error
+
+    def lines(self, text: str, environ: Mapping[str, str] | None = None) -> list[str]:
+        return str(self.refused(text, environ)).splitlines()
+
+    def file(self, content: bytes | str) -> str:
+        path = os.path.join(self.mktemp())
+        with open(path, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+        return os.path.abspath(path)
+
+
+class Reading(Case):
+    """Files and text that are right."""
+
+    def test_smallest(self) -> None:
+        """One backend's URL is a whole configuration; everything else has its default."""
+        self.assertEqual(self.read(BACKENDS), Config(backends=(Backend(url="https://backend.example/api"),)))
+
+    def test_every_section(self) -> None:
+        """Values arrive in the section and with the type that they were written for."""
+        read = self.read(
+            BACKENDS + '[http]\ntimeout = 7\nheaders = {X-Site = "a b"}\n[commands]\nsafe_to_repeat = ["ping"]'
+        )
+        self.assertEqual(read.http.timeout, 7.0)
+        self.assertIs(type(read.http.timeout), float)
+        self.assertEqual(read.http.headers, {"X-Site": "a b"})
+        self.assertEqual(read.commands.safe_to_repeat, ("ping",))
+
+    def test_load(self) -> None:
+        """A file is read as UTF-8, and its name is the source of mistakes."""
+        path = self.file(BACKENDS)
+        self.assertEqual(settings.load(path, {}).backends[0].url, "https://backend.example/api")
+        wrong = self.file("nonsense = 1\n" + BACKENDS)
+        self.assertEqual(self.assertRaises(ConfigError, settings.load, wrong, {}).source, wrong)
+
+    def test_unreadable(self) -> None:
+        """A file that is missing, a directory, or not text is refused with the reason."""
+        for path, reason in (
+            ("/nowhere/agent.toml", "No such file"),
+            (tempfile.gettempdir(), "directory"),
+            (self.file(b"\xff\xfe"), "not UTF-8"),
+        ):
+            error = self.assertRaises(ConfigError, settings.load, path, {})
+            self.assertTrue(str(error).startswith(f"{path}: cannot be read: "), str(error))
+            self.assertIn(reason, str(error))
+
+    def test_syntax(self) -> None:
+        """A syntax error names the line; nothing that TOML cannot hold escapes as another exception."""
+        self.assertIn("line 2", str(self.refused("[http]\ntimeout 3\n")))
+        for text in ("a = " + "9" * 5000, "a = " + "[" * 100_000, 'a = "\x00"'):
+            self.assertIn("not valid TOML", str(self.refused(text)))
+
+
+class Shape(Case):
+    """Values against types."""
+
+    def one(self, text: str, key: str, *parts: str) -> None:
+        """Exactly one mistake, at ``key``, and its sentence has all of ``parts``."""
+        error = self.refused(text)
+        self.assertEqual((error.source, error.key, error.others), ("agent.toml", key, ()), str(error))
+        self.assertTrue(str(error).startswith(f"agent.toml: {key}: "), str(error))
+        for part in parts:
+            self.assertIn(part, str(error))
+
+    def test_unknown_key(self) -> None:
+        """An unknown key is answered with the nearest valid one, the table it belongs in, or those that are valid."""
+        self.one("intervall = 1\n" + BACKENDS, "intervall", "unknown key", "valid here: backends, machine_id")
+        self.one(BACKENDS + "[heartbeat]\nintervall = 1", "heartbeat.intervall", "did you mean interval?")
+        self.one(BACKENDS + "[spool]\nMAX-BYTES = 1", "spool.MAX-BYTES", "did you mean max_bytes?")
+        self.one(BACKENDS + "token_file = 1", "backends[0].token_file", "it belongs in [auth]")
+        self.one(BACKENDS + '["a b\\n"]', '"a b\\n"', "unknown key")
+
+    def test_missing(self) -> None:
+        """What must be given is asked for, with its meaning."""
+        self.one("", "backends", "missing", "a list of tables")
+        self.one('[[backends]]\nname = "a"', "backends[0].url", "missing", "base URL")
+        self.one("backends = []", "backends", "at least 1", "found 0")
+
+    def test_wrong_type(self) -> None:
+        """A value of another type is quoted beside what was expected."""
+        self.one(
+            BACKENDS + '[http]\ntimeout = "30s"', "http.timeout", "a number of seconds above 0", 'the string "30s"'
+        )
+        self.one(BACKENDS + "[http]\nattempts = 2.5", "http.attempts", "a whole number from 1 to 100", "found 2.5")
+        self.one(BACKENDS + "[http]\nattempts = true", "http.attempts", "found true")
+        self.one(BACKENDS + "[http]\ncompress = 2026-01-01", "http.compress", "true or false", "a date")
+        self.one(BACKENDS + "[commands]\nsafe_to_repeat = [1]", "commands.safe_to_repeat", "a list of strings")
+        self.one(BACKENDS + "[http.headers]\nA = 1", "http.headers", "a table of strings", "a table")
+        self.one("http = 3\n" + BACKENDS, "http", "expected a table", "found 3")
+        self.one("[backends]\nurl = 'https://a'", "backends", "written [[backends]]", "found a table")
+        self.one(BACKENDS + "[spool]\npath = []", "spool.path", "a string", "found a list")
+
+    def test_out_of_range(self) -> None:
+        """A number out of its range, infinity and not-a-number are refused with the range in words."""
+        for value in ("0", "-1", "3601", "nan", "inf", "-inf", "1e400"):
+            self.one(BACKENDS + f"[http]\ntimeout = {value}", "http.timeout", "above 0 and at most 3600 (1 h)")
+        self.one(BACKENDS + "[http]\nmax_response_bytes = 0", "http.max_response_bytes", "bytes from 1 to", "1 TiB")
+
+    def test_choices(self) -> None:
+        """A value that is not one of the choices is answered with the choices."""
+        self.one(BACKENDS + '[tls]\nminimum_version = "1.1"', "tls.minimum_version", '"1.2" or "1.3"', '"1.1"')
+        self.one(BACKENDS + "[tls]\nminimum_version = 1.2", "tls.minimum_version", "found 1.2")
+
+    def test_patterns(self) -> None:
+        """A pattern is checked, and a trailing newline does not slip past its end."""
+        self.one(BACKENDS + 'name = "a b"', "backends[0].name", "a string matching")
+        self.one(BACKENDS + 'name = "a\\n"', "backends[0].name")
+        self.one('machine_id = "a\\r"\n' + BACKENDS, "machine_id")
+        self.one('agent_version = "1\\u0000"\n' + BACKENDS, "agent_version", "control characters")
+
+    def test_all_at_once(self) -> None:
+        """All mistakes are reported together, a line each, and each is there as an error of its own."""
+        error = self.refused("[http]\ntimeout = 0\nattempts = 0\n[auht]")
+        self.assertEqual(
+            [error.key, *(other.key for other in error.others)], ["http.timeout", "http.attempts", "auht", "backends"]
+        )
+        lines = str(error).splitlines()
+        self.assertEqual(len(lines), 4)
+        self.assertTrue(all(line.startswith("agent.toml: ") for line in lines))
+
+    def test_no_number_option_takes_nan(self) -> None:
+        """Not-a-number passes careless comparisons: no option with a range accepts it."""
+        for section in reference.sections():
+            for option in section.options:
+                if option.expected.startswith("a number"):
+                    table = f"[{section.name}]\n" if section.name else ""
+                    self.assertRaises(ConfigError, self.read, f"{table}{option.name} = nan\n{BACKENDS}")
+
+    def test_secrets_are_not_quoted(self) -> None:
+        """A wrong value where a secret may stand is described, never quoted."""
+        self.one(f'{BACKENDS}[auth]\ntoken = ["{SECRET}"]', "auth.token", "found a list")
+        self.one(f"{BACKENDS}[auth]\ntoken = 12345678", "auth.token", "found a number")
+        self.one(f'{BACKENDS}[http]\nheaders = "{SECRET}"', "http.headers", "found a string")
+        self.assertNotIn("12345678", str(self.refused(f"{BACKENDS}[auth]\ntoken = 12345678")))
+
+
+class Urls(Case):
+    """Rules for the addresses of backends."""
+
+    def test_bad_url(self) -> None:
+        """A URL that cannot be used is refused with the reason, one with a password without quoting it."""
+        for url, part in (
+            ("backend.example", "http:// or https://"),
+            ("ftp://backend.example", "found ftp"),
+            ("https://", "no host"),
+            ("https://backend.example:0", "port"),
+            (f"https://user:{SECRET}@backend.example", "[auth]"),
+            (f"https://user:x@backend.example:{SECRET}", "[auth]"),
+            ("https://backend.example/#a", "fragment"),
+            ("https://backend.example/a b", "blanks"),
+        ):
+            error = self.refused(f'[[backends]]\nurl = "{url}"')
+            self.assertEqual(error.key, "backends[0].url")
+            self.assertIn(part, str(error))
+        error = self.refused(BACKENDS + 'websocket_url = "https://backend.example/ws"')
+        self.assertEqual(error.key, "backends[0].websocket_url")
+        self.assertIn("ws:// or wss://", str(error))
+
+    def test_token_in_the_clear(self) -> None:
+        """No source of a token goes with plain http or ws to another machine, unless that is allowed explicitly."""
+        clear = '[[backends]]\nurl = "http://backend.example"\n'
+        mixed = '[[backends]]\nurl = "http://127.0.0.1:1"\nwebsocket_url = "ws://backend.example/ws"\n'
+        file = self.file(SECRET)
+        for text, key in ((clear, "backends[0].url"), (mixed, "backends[0].websocket_url")):
+            for auth, environ in (
+                (f'[auth]\ntoken = "{SECRET}"', {}),
+                (f'[auth]\ntoken_file = "{file}"', {}),
+                ('[auth]\ntoken_env = "T"', {"T": SECRET}),
+                ("", {"COMMSMGR_TOKEN": SECRET}),
+                ("", {"COMMSMGR_TOKEN_FILE": file}),
+            ):
+                error = self.refused(text + auth, environ)
+                self.assertEqual((error.key, error.others), (key, ()))
+                self.assertIn("unencrypted to backend.example", str(error))
+                self.read(f"{text}insecure = true\n{auth}", environ)
+            self.read(text)
+        config_ = Config(backends=(Backend(url="http://backend.example"),))
+        self.assertRaises(ConfigError, settings.check, config_, token_provider=True)
+        settings.check(config_)
+
+    def test_loopback_needs_no_permission(self) -> None:
+        """On the same machine a token may travel in the clear."""
+        for host in ("127.0.0.1:1", "localhost", "[::1]:80"):
+            self.read(f'[[backends]]\nurl = "http://{host}"\n[auth]\ntoken = "{SECRET}"')
+
+    def test_weaker_websocket(self) -> None:
+        """A WebSocket without TLS beside HTTP with TLS is taken for a slip, even without a token."""
+        text = BACKENDS + 'websocket_url = "ws://backend.example/ws"\n'
+        error = self.refused(text)
+        self.assertEqual((error.key, error.others), ("backends[0].websocket_url", ()))
+        self.assertIn("wss://", str(error))
+        self.read(text + "insecure = true")
+        self.read(BACKENDS + 'websocket_url = "ws://localhost/ws"\n')
+
+    def test_names_differ(self) -> None:
+        """Two backends with one name, given or derived, would share their metrics."""
+        error = self.refused(BACKENDS + BACKENDS.replace("/api", "/other"))
+        self.assertEqual(error.key, "backends[1].name")
+        self.assertIn('"backend.example:443" is also the name of backends[0]', str(error))
+        self.read(BACKENDS + BACKENDS.replace("/api", '/other"\nname = "b'))
+
+    def test_derived(self) -> None:
+        """Targets and names follow from the settings of a backend."""
+        backend = Backend(url="https://backend.example/api/?a=b")
+        self.assertEqual(settings.http_target(backend).join("/heartbeat"), "https://backend.example/api/heartbeat?a=b")
+        self.assertEqual(settings.websocket_target(backend).join(""), "wss://backend.example/api/ws?a=b")
+        self.assertEqual(settings.backend_name(backend), "backend.example:443")
+        plain = Backend(url="http://[::1]:8080", websocket_url="wss://other.example/x", name="one")
+        self.assertEqual(settings.websocket_target(plain).join(""), "wss://other.example/x")
+        self.assertEqual(settings.websocket_target(Backend(url=plain.url)).join(""), "ws://[::1]:8080/ws")
+        self.assertEqual(settings.backend_name(plain), "one")
+        self.assertEqual(settings.backend_name(Backend(url=plain.url)), "[::1]:8080")
+
+
+class Tokens(Case):
+    """Where the token comes from, and what it may be."""
+
+    def test_bad_tokens(self) -> None:
+        """From whatever source, a token that would break or smuggle headers is refused and not quoted."""
+        for value, part in (
+            ("", "empty"),
+            (SECRET + "\r\nX: y", "control characters"),
+            (SECRET + "\x00", "control characters"),
+            (SECRET + " b", "blanks"),
+            (SECRET + "é", "outside ASCII"),
+            (SECRET * 2000, "longer"),
+        ):
+            path = self.file(value)
+            for auth, environ, source, key in (
+                (f"[auth]\ntoken = {reference.toml(value)}", {}, "agent.toml", "auth.token"),
+                (f'[auth]\ntoken_file = "{path}"', {}, "agent.toml", "auth.token_file"),
+                ('[auth]\ntoken_env = "T"', {"T": value}, "agent.toml", "auth.token_env"),
+                ("", {"COMMSMGR_TOKEN": value}, "environment", "COMMSMGR_TOKEN"),
+                ("", {"COMMSMGR_TOKEN_FILE": path}, "environment", "COMMSMGR_TOKEN_FILE"),
+            ):
+                error = self.refused(BACKENDS + auth, environ)
+                self.assertEqual((error.source, error.key, error.others), (source, key, ()), str(error))
+                self.assertIn(part, str(error))
+
+    def test_file_ends_with_newline(self) -> None:
+        """Blanks around the token in a file are no part of it."""
+        path = self.file(f"  {SECRET}\r\n")
+        self.assertEqual(self.read(f'{BACKENDS}[auth]\ntoken_file = "{path}"').auth.token_file, path)
+
+    def test_missing_source(self) -> None:
+        """A file that cannot be read or a missing variable is named, but not if it may be the token itself."""
+        self.assertIn(
+            "/nowhere/token cannot be read: No such",
+            str(self.refused(f'{BACKENDS}[auth]\ntoken_file = "/nowhere/token"')),
+        )
+        self.assertIn("NO_TOKEN is not in", str(self.refused(f'{BACKENDS}[auth]\ntoken_env = "NO_TOKEN"')))
+        self.refused(f'{BACKENDS}[auth]\ntoken_file = "{SECRET}"')
+        self.refused(f'{BACKENDS}[auth]\ntoken_env = "{SECRET}"')
+
+    def test_one_source(self) -> None:
+        """Two sources are one too many, also when one of them is code."""
+        error = self.refused(f'{BACKENDS}[auth]\ntoken = "{SECRET}"\ntoken_env = "T"', {"T": SECRET})
+        self.assertIn("expected one source of the token, found 2: auth.token, auth.token_env", str(error))
+        given = Config(backends=(Backend(url="https://a"),), auth=Auth(token=SECRET))
+        self.assertIn(
+            "a token provider", str(self.assertRaises(ConfigError, settings.check, given, token_provider=True))
+        )
+        error = self.refused(BACKENDS, {"COMMSMGR_TOKEN": SECRET, "COMMSMGR_TOKEN_FILE": "/x"})
+        self.assertEqual(error.source, "environment")
+
+    def test_environment(self) -> None:
+        """The environment gives the token when the file names none, and the result holds only where to find it."""
+        read = self.read(BACKENDS, {"COMMSMGR_TOKEN": SECRET})
+        self.assertEqual(read.auth, Auth(token_env="COMMSMGR_TOKEN"))
+        self.assertNotIn(SECRET, repr(read))
+        path = self.file(SECRET)
+        self.assertEqual(self.read(BACKENDS, {"COMMSMGR_TOKEN_FILE": path}).auth, Auth(token_file=path))
+        named = self.read(f'{BACKENDS}[auth]\ntoken = "{SECRET}"', {"COMMSMGR_TOKEN": "other"})
+        self.assertEqual(named.auth, Auth(token=SECRET))
+
+    def test_empty_variable(self) -> None:
+        """A variable that is set and empty is a failed substitution, not the wish to have no token."""
+        for name in ("COMMSMGR_TOKEN", "COMMSMGR_TOKEN_FILE"):
+            error = self.refused(BACKENDS, {name: ""})
+            self.assertEqual((error.source, error.key), ("environment", name))
+            self.assertIn("empty", str(error))
+        for name in ("token", "token_file", "token_env"):
+            self.assertIn(f"auth.{name}: is empty", str(self.refused(f'{BACKENDS}[auth]\n{name} = ""')))
+
+
+class OtherRules(Case):
+    """TLS files, header fields, ranges, what is observed."""
+
+    def test_tls_files(self) -> None:
+        """Files that TLS needs must be readable, and go together."""
+        path = self.file("PEM")
+        self.read(f'{BACKENDS}[tls]\nca_file = "{path}"\ncertificate = "{path}"\nkey = "{path}"\nca_exclusive = true')
+        for name in ("ca_file", "certificate", "key"):
+            error = self.refused(
+                f'{BACKENDS}[tls]\ncertificate = "{path}"\n'.replace(f"{name} =", "#") + f'{name} = "/nowhere"'
+            )
+            self.assertIn(f"tls.{name}: /nowhere cannot be read: No such file", str(error))
+        self.assertIn("tls.key: is of no use", str(self.refused(f'{BACKENDS}[tls]\nkey = "{path}"')))
+        self.assertIn(
+            "tls.ca_exclusive: without tls.ca_file", str(self.refused(BACKENDS + "[tls]\nca_exclusive = true"))
+        )
+
+    def test_headers(self) -> None:
+        """Header fields that would be smuggled in, or that the transports set, are refused without their values."""
+        for name, value, part in (
+            ("X-A", f"{SECRET}\\r\\nB: c", "ASCII"),
+            ("X-A", f" {SECRET}", "blanks at its ends"),
+            ("X-A", f"{SECRET}é", "ASCII"),
+            ("X A", SECRET, "not a valid name"),
+            ("", SECRET, "not a valid name"),
+            ("X\\r\\nA", SECRET, "not a valid name"),
+            ("authorization", SECRET, "belongs in [auth]"),
+            ("HOST", SECRET, "set by commsmgr itself"),
+            ("Content-Length", SECRET, "set by commsmgr itself"),
+            ("Sec-WebSocket-Key", SECRET, "set by commsmgr itself"),
+        ):
+            error = self.refused(f'{BACKENDS}[http.headers]\n"{name}" = "{value}"')
+            self.assertTrue(error.key.startswith("http.headers."), error.key)
+            self.assertIn(part, str(error))
+        self.assertIn("given twice", str(self.refused(f'{BACKENDS}[http.headers]\nX-A = "1"\nx-a = "2"')))
+        self.read(f'{BACKENDS}[http.headers]\nX-A = ""\nX-B = "a b"')
+
+    def test_ranges_between_options(self) -> None:
+        """A lower bound above its upper bound is nonsense."""
+        self.assertIn(
+            "reconnect.base: expected at most reconnect.cap, which is 5, found 10",
+            str(self.refused(BACKENDS + "[reconnect]\nbase = 10\ncap = 5")),
+        )
+        self.assertIn("commands.default_timeout", str(self.refused(BACKENDS + "[commands]\nmax_timeout = 1")))
+        self.assertIn("spool.path: is empty", str(self.refused(BACKENDS + '[spool]\npath = ""')))
+        self.read(BACKENDS + '[spool]\npath = ""\ndurability = "memory"')
+
+    def test_listen(self) -> None:
+        """An address to listen on is host and port."""
+        for good, pair in (
+            ("127.0.0.1:0", ("127.0.0.1", 0)),
+            ("[::1]:9464", ("::1", 9464)),
+            ("localhost:65535", ("localhost", 65535)),
+        ):
+            self.assertEqual(settings.listen_address(good), pair)
+            self.read(f'{BACKENDS}[observe]\nlisten = "{good}"')
+        for bad in (
+            "9464",
+            ":9464",
+            "localhost",
+            "localhost:",
+            "::1:9464",
+            "[localhost]:1",
+            "a:b",
+            "a:65536",
+            "a:-1",
+            "a:١",
+        ):
+            error = self.refused(f'{BACKENDS}[observe]\nlisten = "{bad}"')
+            self.assertEqual(error.key, "observe.listen")
+
+    def test_redact(self) -> None:
+        """A pattern that is none, or that would replace everything, is refused with its place."""
+        error = self.refused(BACKENDS + '[observe]\nredact = ["a+", "(", "x*"]')
+        self.assertEqual([error.key, *(o.key for o in error.others)], ["observe.redact[1]", "observe.redact[2]"])
+        self.assertIn("not a regular expression", str(error))
+        self.assertIn("empty string", str(error.others[0]))
+        self.read(BACKENDS + '[observe]\nredact = ["\\\\d+\\t"]')
+
+
+class FromCode(Case):
+    """Structs that code built, which msgspec does not check by itself."""
+
+    def check(self, **values: object) -> Config:
+        return settings.check(Config(**{"backends": (Backend(url="https://a"),), **values}), environ={})  # type: ignore[arg-type]  # wrong on purpose
+
+    def test_normal_form(self) -> None:
+        """Lists become tuples and whole numbers seconds, as if they had come from a file."""
+        checked = self.check(backends=[Backend(url="https://a")], http=config.HTTP(timeout=3))
+        self.assertIsInstance(checked.backends, tuple)
+        self.assertIs(type(checked.http.timeout), float)
+        self.assertEqual(settings.check(checked), checked)
+
+    def test_mistakes(self) -> None:
+        """The same mistakes are found as in a file, and named as code's."""
+        for values, key in (
+            ({"backends": ()}, "backends"),
+            ({"backends": (Backend(url=3),)}, "backends[0].url"),  # type: ignore[arg-type]  # wrong on purpose
+            ({"backends": None}, "backends"),
+            ({"http": None}, "http"),
+            ({"http": object()}, "http"),
+            ({"http": config.HTTP(timeout=-1)}, "http.timeout"),
+            ({"http": config.HTTP(timeout=b"1")}, "http.timeout"),  # type: ignore[arg-type]  # wrong on purpose
+            ({"auth": Auth(token=SECRET.encode())}, "auth.token"),  # type: ignore[arg-type]  # wrong on purpose
+            ({"auth": Auth(token_env="T")}, "auth.token_env"),
+            ({"tls": TLS(key="/k")}, "tls.key"),
+        ):
+            error = self.assertRaises(ConfigError, self.check, **values)
+            self.assertEqual((error.source, error.key), ("code", key), str(error))
+            self.assertNotIn(SECRET, str(error))
+
+    def test_not_a_config(self) -> None:
+        """Anything but a Config is a mistake too."""
+        self.assertRaises(ConfigError, settings.check, "https://a")
+
+
+class Reference(Case):
+    """The reference and the example say what the structs say."""
+
+    def test_example_is_valid(self) -> None:
+        """The example can be used as it is, and changes nothing but what it must."""
+        self.assertEqual(self.read(reference.example()), self.read(BACKENDS))
+
+    def test_example_shows_the_defaults(self) -> None:
+        """Every option is in the example, and uncommenting them all gives the defaults."""
+        text = re.sub(r"^#(?=[a-z_]+ = )", "", reference.example(), flags=re.MULTILINE)
+        text = re.sub(r'^token(_\w+)? = ""$', "", text, flags=re.MULTILINE)  # an empty one is a mistake when written
+        self.assertEqual(self.read(text), self.read(BACKENDS))
+        for section in reference.sections():
+            for option in section.options:
+                self.assertIn(f"\n#{option.name} = " if option.default else f"\n{option.name} = ", reference.example())
+
+    def test_reference_is_complete(self) -> None:
+        """Every option of every section is in the reference with its default, range and meaning."""
+        text = reference.reference()
+        count = 0
+        for field in msgspec.structs.fields(Config):
+            inner = next((t for t in (reference.described(field.type)[0],)), None)
+            cls = getattr(getattr(inner, "item_type", inner), "cls", None)
+            for option in msgspec.structs.fields(cls) if cls else [field]:
+                count += 1
+                self.assertIn(f"   * - ``{option.name}``", text)
+                self.assertTrue(reference.described(option.type)[2], f"{option.name} has no description")
+        self.assertEqual(count, text.count("   * - ``"))
+        self.assertIn("a number of seconds above 0 and at most 3600 (1 h)\n     - ``30.0``\n", text)
+        self.assertIn("``8388608`` (8 MiB)", text)
+        self.assertIn("     - *required*", text)
+
+    def test_markup(self) -> None:
+        """What means something to reStructuredText does not, in the reference."""
+
+        class Inner(msgspec.Struct):
+            """Two * three, ``literal`` and `code`, a|b, x_."""
+
+        self.assertIn("Two \\* three, ``literal`` and ``code``, a\\|b, x\\_.", reference.reference(Inner))
+
+    def test_toml(self) -> None:
+        """Defaults are written as TOML reads them."""
+        for value in (True, 1, 1.0, 0.25, 'a"\n\\', ["a", "b"], {"a b": "c"}, 1e-07):
+            written = reference.toml(value)
+            self.assertEqual(__import__("tomllib").loads(f"a = {written}")["a"], value)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+PATHS = [(s.name, o.name) for s in reference.sections() for o in s.options]
+
+
+class Hostile(Case):
+    """No value whatever gives anything but a configuration or a ConfigError."""
+
+    @hypothesis_settings(max_examples=300, deadline=None, database=None)
+    @given(st.sampled_from(PATHS), VALUES)
+    def test_any_value_anywhere(self, path: tuple[str, str], value: object) -> None:
+        """Any value at any option is accepted or refused in words; what was accepted is accepted again."""
+        section, name = path
+        tables: dict[str, object] = {"backends": [{"url": "https://a"}]}
+        if section == "backends":
+            tables["backends"] = [{"url": "https://a", name: value}]
+        elif section:
+            tables[section] = {name: value}
+        else:
+            tables[name] = value
+        try:
+            parsed = settings._convert(tables, "agent.toml")
+            checked = settings.check(parsed, environ={})
+        except ConfigError as error:
+            self.assertTrue(str(error).startswith(("agent.toml: ", "code: ")))
+        else:
+            self.assertEqual(settings.check(checked, environ={}), checked)
