@@ -6,6 +6,9 @@ gate takes its place: no byte of a request exists before the check passed, so ev
 again. Afterwards it only hands on what arrives.
 """
 
+# mypy: allow-untyped-calls
+# Large parts of Twisted have no types.
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -77,13 +80,9 @@ class Gate(Protocol):
         """The connection is gone."""
         if self._protocol is not None:
             refused = None if self._heard else self._check.refused_us()
-            self._protocol.connectionLost(reason if refused is None else _failure(refused))
+            self._protocol.connectionLost(reason if refused is None else Failure(refused))
         elif not self.opened.called:
             self.opened.errback(self._check.broken(reason.value))
-
-
-def _failure(error: Exception) -> Failure:
-    return Failure(error)  # type: ignore[no-untyped-call]  # Twisted has no types there
 
 
 class GateFactory(Factory):
