@@ -27,6 +27,7 @@ FORBIDDEN_HEADERS = frozenset(
         "content-encoding",
         "content-length",
         "content-type",
+        "cookie",
         "expect",
         "host",
         "idempotency-key",
@@ -115,7 +116,7 @@ def _token_rules(auth: Auth, sources: list[str], environ: Mapping[str, str]) -> 
         name = auth.token_file if "/" in auth.token_file else "the file"
         try:
             with open(auth.token_file, "rb") as file:
-                text = file.read(_LARGEST_TOKEN + 1).decode("ascii", "replace").strip()  # editors end with a newline
+                text = file.read(_LARGEST_TOKEN + 1).decode("ascii", "replace").rstrip("\r\n")
         except OSError as error:
             yield "auth.token_file", f"{name} cannot be read: {why(error)}"
         else:
@@ -144,6 +145,8 @@ def _tls_rules(tls: TLS) -> Iterator[Mistake]:
         yield "tls.ca_exclusive", "without tls.ca_file no issuer at all would be trusted"
     if tls.key and not tls.certificate:
         yield "tls.key", "is of no use without tls.certificate"
+    if tls.certificate and not tls.key:
+        yield "tls.certificate", "is of no use without tls.key"
     for name in ("ca_file", "certificate", "key"):
         path = getattr(tls, name)
         try:

@@ -95,7 +95,7 @@ def check(
 
 def _convert(raw: Any, source: str) -> Config:
     """Turn plain data into a Config; report every value that its type does not allow."""
-    _raise_for(list(mismatches(raw, Config, "")), source)
+    _raise_for(list(mismatches(raw, Config)), source)
     try:
         return msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:  # pragma: no cover - only if the walk above overlooked something

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
-from msgspec.inspect import StructType, VarTupleType
+from msgspec.inspect import VarTupleType
 
 from commsmgr.config import Config
-from commsmgr.reference import described, expected
+from commsmgr.reference import Field, fields
 
 Mistake: TypeAlias = tuple[str, str]
 """The path of a key, and what is wrong there."""
@@ -35,57 +35,56 @@ def plain(value: Any) -> Any:
     return value
 
 
-def mismatches(raw: Any, annotation: Any, path: str) -> Iterator[Mistake]:
-    """Walk through the data and the types side by side. msgspec alone would stop at the first mistake."""
-    info, unit, _ = described(annotation)
-    wanted = expected(info, unit)
-    if isinstance(info, StructType):
-        if isinstance(raw, Mapping):
-            yield from _table_mismatches(raw, info.cls, path)
+def mismatches(raw: Any, table: type[msgspec.Struct], path: str = "") -> Iterator[Mistake]:
+    """
+    Yield the mistakes in ``raw``, which should have the shape of ``table``.
+
+    :param path: the path of its key, empty for the whole.
+    """
+    if not isinstance(raw, Mapping):
+        yield path, f"expected a table, found {_found(raw, path)}"
+        return
+    known = {field.name: field for field in fields(table)}
+    for key, value in raw.items():
+        inner = f"{path}.{key_text(key)}" if path else key_text(key)
+        if key in known:
+            yield from _value_mismatches(value, known[key], inner)
         else:
-            yield path, f"expected {wanted}, found {_found(raw, path)}"
-    elif isinstance(info, VarTupleType) and isinstance(info.item_type, StructType):
+            yield inner, f"unknown key; {_hint(str(key), table)}"
+    for name, field in known.items():
+        if field.required and name not in raw:
+            yield f"{path}.{name}" if path else name, f"missing; expected {field.expected}: {field.meaning}"
+
+
+def _value_mismatches(raw: Any, field: Field, path: str) -> Iterator[Mistake]:
+    if field.table and isinstance(field.info, VarTupleType):
         if not isinstance(raw, list):
-            yield path, f"expected {wanted} (written [[{path}]]), found {_found(raw, path)}"
-        elif not (info.min_length or 0) <= len(raw) <= (info.max_length or len(raw)):
-            yield path, f"expected {wanted}, found {len(raw)}"
+            yield path, f"expected {field.expected} (written [[{path}]]), found {_found(raw, path)}"
+        elif not (field.info.min_length or 0) <= len(raw) <= (field.info.max_length or len(raw)):
+            yield path, f"expected {field.expected}, found {len(raw)}"
         else:
             for index, item in enumerate(raw):
-                yield from mismatches(item, info.item_type.cls, f"{path}[{index}]")
+                yield from mismatches(item, field.table, f"{path}[{index}]")
+    elif field.table:
+        yield from mismatches(raw, field.table, path)
     else:
         try:
-            msgspec.convert(raw, annotation)
+            msgspec.convert(raw, field.annotation)
         except (msgspec.ValidationError, RecursionError):
-            yield path, f"expected {wanted}, found {_found(raw, path)}"
+            yield path, f"expected {field.expected}, found {_found(raw, path)}"
         else:
             yield from _control_characters(raw, path)
 
 
-def _table_mismatches(raw: Mapping[Any, Any], table: type[msgspec.Struct], path: str) -> Iterator[Mistake]:
-    fields = {field.name: field for field in msgspec.structs.fields(table)}
-    for key, value in raw.items():
-        inner = f"{path}.{key_text(key)}" if path else key_text(key)
-        if key in fields:
-            yield from mismatches(value, fields[key].type, inner)
-        else:
-            yield inner, f"unknown key; {_hint(str(key), table)}"
-    for name, field in fields.items():
-        if field.required and name not in raw:
-            info, unit, meaning = described(field.type)
-            yield f"{path}.{name}" if path else name, f"missing; expected {expected(info, unit)}: {meaning}"
-
-
 def _hint(key: str, table: type[msgspec.Struct]) -> str:
     """Name the nearest valid key, or the table in which this one would be valid."""
-    names = table.__struct_fields__
+    names = [field.name for field in fields(table)]
     near = difflib.get_close_matches(key.lower(), names, n=1)
     if near:
         return f"did you mean {near[0]}?"
-    for field in msgspec.structs.fields(Config):
-        info, _, _ = described(field.type)
-        item = info.item_type if isinstance(info, VarTupleType) else info
-        if isinstance(item, StructType) and key in item.cls.__struct_fields__:
-            return f"it belongs in [{field.name}]"
+    for section in fields(Config):
+        if section.table and key in section.table.__struct_fields__:
+            return f"it belongs in [{section.name}]"
     return f"valid here: {', '.join(names)}"
 
 
