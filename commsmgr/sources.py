@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
 from twisted.logger import Logger
 
@@ -72,7 +72,7 @@ class StandardSource:
     def inventory(self) -> JSONObject:
         """Return the ``data`` object of an inventory message. Sizes are in bytes, times in seconds."""
         uname = platform.uname()
-        return {
+        data = {
             "system": {
                 "hostname": socket.gethostname(),
                 "platform": uname.system.lower(),
@@ -96,6 +96,7 @@ class StandardSource:
             },
             "network": {"interfaces": self._part(self._interfaces) or []},
         }
+        return cast(JSONObject, _unicode(data))
 
     def health(self) -> SystemHealth:
         """
@@ -146,21 +147,23 @@ class StandardSource:
         return {"total": total, "used": used, "used_percent": _percent(used, total)}
 
     def _disks(self) -> list[JSONObject]:
-        found = {}
+        found: dict[str, JSONObject] = {}
         for device, mountpoint in self._mounts():
             try:
                 usage = self._disk_usage(mountpoint)
             except OSError:
                 # An empty drive, or not for us to see.
                 continue
-            if usage.total and device not in found:
-                found[device] = {
+            if usage.total:
+                entry = {
                     "device": device,
                     "mountpoint": mountpoint,
                     "size": usage.total,
                     "used": usage.used,
                     "used_percent": _percent(usage.used, usage.used + usage.free),
                 }
+                # A device mounted twice is told once, where it was mounted first.
+                found.setdefault(device, entry)
         return list(found.values())
 
     def _system_disk(self) -> float:
@@ -324,7 +327,7 @@ def stable_view(data: JSONObject) -> JSONObject:
     Numbers called ``uptime``, ``usage``, ``used`` and ``used_percent`` are left out wherever they are; of the running
     processes the set of names stays. ``data`` is not changed.
     """
-    view: JSONObject = _without_volatile(data)
+    view = cast(JSONObject, _without_volatile(data))
     software = view.get("software")
     if isinstance(software, dict) and isinstance(software.get("running_processes"), list):
         processes = [process for process in software["running_processes"] if isinstance(process, dict)]
@@ -354,12 +357,18 @@ def machine_id(
 
 def _without_volatile(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            key: _without_volatile(item)
-            for key, item in value.items()
-            if not (key in _VOLATILE and isinstance(item, int | float))
-        }
+        kept = {key: item for key, item in value.items() if key not in _VOLATILE or not isinstance(item, int | float)}
+        return {key: _without_volatile(item) for key, item in kept.items()}
     return [_without_volatile(item) for item in value] if isinstance(value, list) else value
+
+
+def _unicode(value: Any) -> Any:
+    """Return ``value`` with question marks for the bytes in names of the file system that are not UTF-8."""
+    if isinstance(value, dict):
+        return {key: _unicode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unicode(item) for item in value]
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _percent(part: float, whole: float) -> float:
