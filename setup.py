@@ -57,6 +57,7 @@ setup(
         "prometheus-client>=0.26",
         "msgspec>=0.20",
         "hyperlink>=21.0",
+        "cryptography>=46.0",
     ],
     extras_require={
         "psutil": PSUTIL,
