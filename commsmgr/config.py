@@ -13,7 +13,10 @@ from msgspec import Meta, Struct
 
 
 def _seconds(description: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Meta:
-    return Meta(ge=ge, gt=gt, le=le, description=description, extra_json_schema={"unit": "s"})
+    unit = {"unit": "s"}
+    if gt is not None:
+        return Meta(gt=gt, le=le, description=description, extra_json_schema=unit)
+    return Meta(ge=ge, le=le, description=description, extra_json_schema=unit)
 
 
 def _bytes(description: str, *, ge: int = 1, le: int = 1 << 40) -> Meta:
@@ -32,7 +35,7 @@ class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the configuration: unknown keys are mistakes."""
 
 
-class Backend(_Section):
+class Backend(_Section, frozen=True, kw_only=True):
     """One backend. The list is in order of preference: the first that works is used, the others stand by."""
 
     url: Annotated[str, _said("base URL of the HTTP interface, http:// or https://")]
@@ -45,7 +48,7 @@ class Backend(_Section):
     ] = False
 
 
-class Auth(_Section):
+class Auth(_Section, frozen=True, kw_only=True):
     """Where the bearer token comes from. At most one of the four."""
 
     token: Annotated[str, _said("the token itself; prefer a file or the environment")] = ""
@@ -56,7 +59,7 @@ class Auth(_Section):
     ] = 60.0
 
 
-class TLS(_Section):
+class TLS(_Section, frozen=True, kw_only=True):
     """How far a backend must prove who it is."""
 
     ca_file: Annotated[str, _said("PEM file with further trusted issuers; empty: the system's only")] = ""
@@ -66,7 +69,7 @@ class TLS(_Section):
     minimum_version: Annotated[Literal["1.2", "1.3"], _said("oldest TLS version accepted")] = "1.2"
 
 
-class HTTP(_Section):
+class HTTP(_Section, frozen=True, kw_only=True):
     """Requests: heartbeat, inventory, fallback for results, and `send_http`."""
 
     timeout: Annotated[
@@ -79,7 +82,7 @@ class HTTP(_Section):
     headers: Annotated[dict[str, str], _said("added to every request and to the WebSocket upgrade")] = {}
 
 
-class WebSocket(_Section):
+class WebSocket(_Section, frozen=True, kw_only=True):
     """The persistent connection for commands and results."""
 
     enabled: Annotated[bool, _said("false: HTTP only")] = True
@@ -95,6 +98,9 @@ class WebSocket(_Section):
     ] = 3.0
     ping_interval: Annotated[float, _seconds("silence after which a ping frame is sent", gt=0, le=3600)] = 20.0
     ping_timeout: Annotated[float, _seconds("silence after that ping which ends the connection", gt=0, le=3600)] = 10.0
+    receipt_timeout: Annotated[
+        float, _seconds("results in flight with no receipt at all for this long end the connection", gt=0, le=3600)
+    ] = 60.0
     stable_after: Annotated[
         float, _seconds("a connection must have lived this long before the backoff starts afresh", ge=0, le=3600)
     ] = 30.0
@@ -105,7 +111,7 @@ class WebSocket(_Section):
     compress: Annotated[bool, _said("offer permessage-deflate (RFC 7692)")] = False
 
 
-class Reconnect(_Section):
+class Reconnect(_Section, frozen=True, kw_only=True):
     """Full jitter after the cap: the wait is uniform between 0 and min(cap, base * 2**n)."""
 
     base: Annotated[float, _seconds("first upper bound of the wait", gt=0, le=3600)] = 1.0
@@ -113,14 +119,14 @@ class Reconnect(_Section):
     retry_after_cap: Annotated[float, _seconds("longest Retry-After or goaway that is obeyed", ge=0, le=86400)] = 300.0
 
 
-class Breaker(_Section):
+class Breaker(_Section, frozen=True, kw_only=True):
     """Leaves a backend alone that failed several times in a row."""
 
     failures: Annotated[int, _count("failures in a row that open the breaker", le=1000)] = 5
     open_for: Annotated[float, _seconds("how long it stays open before one probe is let through", gt=0, le=3600)] = 15.0
 
 
-class Spool(_Section):
+class Spool(_Section, frozen=True, kw_only=True):
     """What must not be lost, on disk. Bounds are for events; state keeps one entry per key."""
 
     path: Annotated[str, _said("directory of the spool, one per process, created with mode 0700")] = "/var/lib/commsmgr"
@@ -140,7 +146,7 @@ class Spool(_Section):
     ] = 7 * 86400.0
 
 
-class Delivery(_Section):
+class Delivery(_Section, frozen=True, kw_only=True):
     """How the outbox is emptied."""
 
     http_fallback_after: Annotated[
@@ -149,7 +155,7 @@ class Delivery(_Section):
     max_body_bytes: Annotated[int, _bytes("largest result or inventory accepted for sending", ge=1024)] = 64 << 20
 
 
-class Commands(_Section):
+class Commands(_Section, frozen=True, kw_only=True):
     """Commands in: how many at once, how long each."""
 
     concurrency: Annotated[int, _count("commands handed to the handler at once", le=1000)] = 4
@@ -162,14 +168,14 @@ class Commands(_Section):
     ] = ()
 
 
-class Heartbeat(_Section):
+class Heartbeat(_Section, frozen=True, kw_only=True):
     """POST /heartbeat."""
 
     interval: Annotated[float, _seconds("between heartbeats; 0: none by itself", ge=0, le=86400)] = 30.0
     jitter: Annotated[float, _seconds("the first comes at a random moment within this", ge=0, le=86400)] = 5.0
 
 
-class Inventory(_Section):
+class Inventory(_Section, frozen=True, kw_only=True):
     """POST /inventory."""
 
     interval: Annotated[float, _seconds("between inventories; 0: none by itself", ge=0, le=30 * 86400)] = 3600.0
@@ -179,7 +185,7 @@ class Inventory(_Section):
     ] = 86400.0
 
 
-class Observe(_Section):
+class Observe(_Section, frozen=True, kw_only=True):
     """What operators and Prometheus see."""
 
     listen: Annotated[
@@ -195,7 +201,7 @@ class Observe(_Section):
     ] = ()
 
 
-class Config(_Section):
+class Config(_Section, frozen=True, kw_only=True):
     """The whole configuration of one manager."""
 
     backends: Annotated[tuple[Backend, ...], Meta(min_length=1, max_length=100, description="in order of preference")]

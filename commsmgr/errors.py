@@ -7,6 +7,7 @@ Everything that can go wrong, as one tree.
     ├── ConfigError              a setting is wrong; nothing was started
     ├── UsageError               the embedding agent called wrongly
     │   ├── InvalidMessage       what was passed cannot be a message
+    │   ├── AlreadyCompleted     the command has a result already
     │   └── NotRunning           the manager is not started, or is stopping
     ├── SpoolError               the spool cannot keep or give back messages
     │   ├── QueueFull            a bound that the operator set is reached
@@ -80,6 +81,10 @@ class UsageError(CommsError):
 
 class InvalidMessage(UsageError):
     """What was passed cannot be sent as a message."""
+
+
+class AlreadyCompleted(UsageError):
+    """The command has a result already; a second one was not accepted."""
 
 
 class NotRunning(UsageError):

@@ -40,7 +40,9 @@ def _form(expression: str) -> re.Pattern[str]:
 def _assignment(name: str, *, bare_colon: bool) -> re.Pattern[str]:
     """``name=value`` and ``"name": value``; ``name: value`` only where that is not prose ("auth.token: must be …")."""
     bare = rf"|{name}\s{{0,3}}:" if bare_colon else ""
-    return _form(rf"((?:{name}\\?[\"']?\s{{0,3}}=(?!=)|{name}\\?[\"']\s{{0,3}}[:,]{bare})\s{{0,3}}+){_VALUE}")
+    # A comma only as in a pair of strings, a header's name and its value.
+    quoted = r"\\?[\"']\s{0,3}(?::|,(?=\s{0,3}b?\\?[\"']))"
+    return _form(rf"((?:{name}\\?[\"']?\s{{0,3}}=(?!=)|{name}{quoted}{bare})\s{{0,3}}+){_VALUE}")
 
 
 # A word without which the expression need not be tried (in lower case), the expression, the replacement.

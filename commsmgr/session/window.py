@@ -33,6 +33,15 @@ class Window:
         """The size of all that is in flight."""
         return self._bytes
 
+    @property
+    def room(self) -> tuple[int, int]:
+        """How many messages and how many bytes still fit; neither is ever negative."""
+        return max(self._max_messages - len(self._entries), 0), max(self._max_bytes - self._bytes, 0)
+
+    def __contains__(self, seq: int) -> bool:
+        """Whether the message with this number is in flight."""
+        return seq in self._entries
+
     def admits(self, size: int) -> bool:
         """Return whether a message of ``size`` bytes may be sent now; always, when nothing is in flight."""
         if not self._entries:

@@ -1,0 +1,480 @@
+"""
+Puts one run of a manager together: which part knows which, and the order in which they start and stop.
+
+The way of a result: :meth:`Run.report` -> outbox -> :class:`~commsmgr.delivery.Delivery` -> link or HTTP -> receipt ->
+outbox. The way of a command: link or heartbeat -> :class:`~commsmgr.intake.Intake` -> inbox -> channel -> agent.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from random import Random
+from typing import Any, TypeVar
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from commsmgr import credentials
+from commsmgr._version import __version__
+from commsmgr.backends import Backends, Line
+from commsmgr.channel import CommandChannel
+from commsmgr.config import Backend, Config
+from commsmgr.delivery import Delivery
+from commsmgr.errors import CommsError, NotRunning
+from commsmgr.ids import IdSource
+from commsmgr.intake import Intake
+from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
+from commsmgr.link import Link
+from commsmgr.messages import FromBackend, Push, Result
+from commsmgr.observe import health
+from commsmgr.observe.metrics import Metrics
+from commsmgr.observe.site import StatusSite
+from commsmgr.openlink import LinkEvents, OpenLink
+from commsmgr.policy.breaker import Breaker
+from commsmgr.policy.budget import OutageBudget
+from commsmgr.redact import Redactor
+from commsmgr.reports import Heartbeats, Identity, Inventories
+from commsmgr.requests import Requests
+from commsmgr.results import encode_result
+from commsmgr.runner import CommandRunner
+from commsmgr.schedules import Periodic
+from commsmgr.service import OrderedService, Step
+from commsmgr.session.conversation import Conversation, SettingsArrived
+from commsmgr.session.wire import Decoder
+from commsmgr.sources import default_source, machine_id
+from commsmgr.spool import Opened, Spool
+from commsmgr.status import BackendStatus, QueueStatus, Registered, Status, Waiting
+from commsmgr.transport.endpoint import Dialer, TLSFacts
+from commsmgr.transport.http import HTTPClient
+from commsmgr.urls import Target, backend_name, http_target
+from commsmgr.waiters import Waiters
+
+T = TypeVar("T")
+
+HOUSEKEEPING = 30.0
+"""Seconds between two looks for what has expired."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What a manager was given, and what each of its runs is built from; the fields are :class:`Manager`'s parameters."""
+
+    config: Config
+    reactor: Any
+    registry: CollectorRegistry
+    handler: CommandHandler | None
+    on_push: PushHandler | None
+    token: TokenProvider | None
+    machine: MachineSource | None
+    redactor: Redactor
+    wall: Callable[[], float]
+    random: Random
+
+    @property
+    def version(self) -> str:
+        """The agent's version, as backends hear it."""
+        return self.config.agent_version or __version__
+
+    def timestamp(self) -> str:
+        """Return the time now as RFC 3339, in UTC."""
+        return datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def idle_status(self, failed: CommsError | None) -> Status:
+        """Return the status of a manager that does not run."""
+        return Status(
+            running=False,
+            connected=False,
+            reachable=False,
+            machine_id=machine_id(self.config.machine_id),
+            version=self.version,
+            backends=(),
+            queue=QueueStatus(),
+            problems=(str(failed),) if failed is not None else (),
+        )
+
+
+class _NotedToken:
+    """Passes tokens on, so that the log never shows one and the metrics know when it expires."""
+
+    def __init__(self, provider: TokenProvider, redactor: Redactor, metrics: Metrics) -> None:
+        self._provider = provider
+        self._redactor = redactor
+        self._metrics = metrics
+        self._last = ""
+
+    def get(self) -> Deferred[str]:
+        return self._provider.get().addCallback(self._note)
+
+    def refused(self, token: str) -> None:
+        self._provider.refused(token)
+
+    def _note(self, token: str) -> str:
+        if token != self._last:
+            self._last = token
+            self._redactor.secret(token)
+            self._metrics.token_expires(credentials.expiry(token))
+        return token
+
+
+class Run:
+    """
+    One run of a manager, from a start to the stop.
+
+    :param on_connected: called each time a backend has proven that it can be talked to.
+    """
+
+    log = Logger()
+
+    def __init__(self, environment: Environment, *, on_connected: Callable[[], None]) -> None:
+        self._environment = env = environment
+        self._config = config = env.config
+        self._on_connected = on_connected
+        self._opened = False
+        self._open_waiters: Waiters[None] = Waiters()
+        self._set_aside: str | None = None
+        reactor = env.reactor
+        self.new_id = IdSource(env.wall, env.random)
+        self.metrics = Metrics(env.registry, seconds=env.wall)
+        self._identity = Identity(machine_id(config.machine_id), socket.gethostname(), env.version)
+        provider = env.token or credentials.from_config(config.auth, os.environ)
+        self._token = _NotedToken(provider, env.redactor, self.metrics)
+        self._outage = OutageBudget(reactor.seconds)
+        self.spool = Spool(config.spool, reactor=reactor, wall=env.wall)
+        self.channel = CommandChannel(self.spool.inbox.offered)
+        self.intake = Intake(
+            spool=self.spool, channel=self.channel, whole=config, metrics=self.metrics, report=self._report_aside
+        )
+        self._decoder: Decoder[FromBackend] = Decoder(
+            FromBackend, max_bytes=config.websocket.max_message_bytes, max_depth=config.websocket.max_depth
+        )
+        self._dialer = Dialer(reactor, config.tls, observe_tls=self._tls_established)
+        self._user_agent = f"commsmgr/{__version__}"
+        events = LinkEvents(
+            registered=self._link_registered,
+            ended=self._link_ended,
+            receipts=self._link_receipts,
+            refused=lambda link, seq, refusal: self.delivery.refused(link, seq, refusal),
+            command=self.intake.arrived,
+            pushed=self._pushed,
+            settings=self._settings_arrived,
+        )
+        self.backends = Backends(
+            [self._line(backend, events) for backend in config.backends],
+            websocket=config.websocket.enabled,
+            metrics=self.metrics,
+        )
+        self.metrics.configured(line.name for line in self.backends.lines)
+        self.requests = Requests(
+            self.backends, whole=config, token=self._token, clock=reactor, wall=env.wall, random=env.random
+        )
+        self._build_reports()
+        self.delivery = Delivery(
+            outbox=self.spool.outbox,
+            requests=self.requests,
+            whole=config,
+            clock=reactor,
+            random=env.random,
+            timestamp=env.timestamp,
+            metrics=self.metrics,
+            on_receipt=self._http_receipt,
+        )
+        self.runner = (
+            None
+            if env.handler is None
+            else CommandRunner(
+                self.channel,
+                env.handler,
+                concurrency=config.commands.concurrency,
+                report=lambda result: Deferred.fromCoroutine(self.report(result)),
+                clock=reactor,
+                metrics=self.metrics,
+            )
+        )
+        listen = config.observe.listen
+        self.site = (
+            StatusSite(listen, reactor=reactor, registry=env.registry, status=lambda: self.status(None))
+            if listen
+            else None
+        )
+        self.metrics.watch(self._queue)
+        self.service = OrderedService(self._steps(), stop_deadline=config.stop_deadline, clock=reactor)
+
+    def _line(self, backend: Backend, events: LinkEvents) -> Line:
+        env, config = self._environment, self._config
+        name, target = backend_name(backend), http_target(backend)
+        breaker = Breaker(config.breaker, env.reactor.seconds, env.random)
+        link = Link(
+            backend,
+            config,
+            reactor=env.reactor,
+            wall=env.wall,
+            random=env.random,
+            dialer=self._dialer,
+            token=self._token,
+            breaker=breaker,
+            metrics=self.metrics,
+            conversation=self._conversation,
+            events=events,
+            user_agent=self._user_agent,
+        )
+        http = HTTPClient(
+            env.reactor,
+            self._dialer,
+            config.http,
+            on_exchange=lambda exchange: self._exchanged(name, exchange),
+            user_agent=self._user_agent,
+        )
+        return Line(name=name, settings=backend, http_target=target, breaker=breaker, http=http, link=link)
+
+    def _build_reports(self) -> None:
+        env, config = self._environment, self._config
+        machine = default_source() if env.machine is None else env.machine
+        self.inventories = Inventories(
+            identity=self._identity,
+            machine=machine,
+            outbox=self.spool.outbox,
+            settings=config.inventory,
+            max_body_bytes=config.delivery.max_body_bytes,
+            in_thread=self._in_thread,
+            wall=env.wall,
+            timestamp=env.timestamp,
+            new_id=self.new_id,
+            metrics=self.metrics,
+        )
+        self.heartbeats = Heartbeats(
+            identity=self._identity,
+            machine=machine,
+            requests=self.requests,
+            in_thread=self._in_thread,
+            seconds=env.reactor.seconds,
+            wall=env.wall,
+            timestamp=env.timestamp,
+            new_id=self.new_id,
+            queue=self._queue,
+            activity=lambda: (len(self.channel), 0 if self.runner is None else self.runner.running),
+            last_inventory=lambda: self.inventories.last_accepted,
+            on_command=self.intake.arrived,
+            metrics=self.metrics,
+        )
+
+        def periodic(name: str, action: Callable[[], Any], interval: float, jitter: float) -> Periodic:
+            return Periodic(name, action, interval=interval, jitter=jitter, clock=env.reactor, random=env.random)
+
+        beat, stock = config.heartbeat, config.inventory
+        self._heartbeat = periodic("heartbeat", self._beat, beat.interval, beat.jitter)
+        self._inventory = periodic("inventory", self.inventories.send, stock.interval, stock.jitter)
+        self._housekeeping = periodic("housekeeping", self._keep_house, HOUSEKEEPING, HOUSEKEEPING)
+
+    def _steps(self) -> list[Step]:
+        """What starts after what, and so what stops before what."""
+
+        async def nothing(_: float) -> None:
+            pass
+
+        async def stop_runner(share: float) -> None:
+            self.channel.close()
+            if self.runner is not None:
+                await self.runner.stop(share)
+
+        async def stop_delivery(share: float) -> None:
+            await self.delivery.flush(share)
+            await self.delivery.stop()
+
+        def start_site() -> None:
+            if self.site is not None:
+                self.site.startService()
+
+        async def stop_observe(_: float) -> None:
+            self.metrics.remove()
+            if self.site is not None:
+                await self.site.stopService()
+
+        return [
+            Step("observe", start_site, stop_observe, share=1.0),
+            Step("transport", self._dialer.check, nothing),
+            Step("spool", self._open_spool, lambda _: self.spool.close(), share=1.0),
+            Step("backends", self.backends.start, self.backends.stop, share=0.7),
+            Step("delivery", self.delivery.start, stop_delivery, share=0.4),
+            Step("commands", self.runner.start if self.runner else lambda: None, stop_runner, share=0.4),
+            *(
+                Step(schedule.name, schedule.start, schedule.stop)
+                for schedule in (self._housekeeping, self._inventory, self._heartbeat)
+            ),
+        ]
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # What the manager asks of a run
+
+    async def when_open(self, call: Callable[[Run], Any]) -> Any:
+        """Do ``call`` as soon as the spool is open: a manager that has just been started already takes messages."""
+        if not self._opened:
+            await self._open_waiters.wait()
+        return await call(self)
+
+    async def report(self, result: Result, *, ttl: float | None = None) -> str:
+        """Store a result and close its command, in one transaction; return the message's id."""
+        message_id = self.new_id()
+        body = encode_result(
+            result,
+            message_id=message_id,
+            timestamp=self._environment.timestamp(),
+            limit=self._config.delivery.max_body_bytes,
+        )
+        await self.spool.inbox.complete(
+            key=result.key,
+            command_id=result.command_id,
+            status=result.status,
+            result_id=message_id,
+            body=body,
+            ttl=ttl,
+        )
+        self._outage.accepted(len(body))
+        self.metrics.message("command_result", "out", "accepted")
+        return message_id
+
+    def status(self, failed: CommsError | None) -> Status:
+        """Say how things stand."""
+        lines = self.backends.lines
+        connected = any(isinstance(line.link.state, Registered) for line in lines)
+        return Status(
+            running=self._opened,
+            connected=connected or (not self._config.websocket.enabled and any(line.reachable for line in lines)),
+            reachable=connected or any(line.reachable for line in lines),
+            machine_id=self._identity.machine_id,
+            version=self._identity.agent_version,
+            backends=tuple(
+                BackendStatus(
+                    name=line.name,
+                    url=line.http_target.join(""),
+                    active=line is self.backends.active,
+                    link=line.link.state,
+                    breaker=line.breaker.state,
+                    last_receipt=line.last_receipt,
+                    last_error=self._environment.redactor(line.link.last_error),
+                )
+                for line in lines
+            ),
+            queue=self._queue(),
+            problems=tuple(self._problems(failed)),
+        )
+
+    def _problems(self, failed: CommsError | None) -> list[str]:
+        problems = [] if failed is None else [str(failed)]
+        if self._set_aside is not None:
+            problems.append(f"the spool could not be read and was set aside as {self._set_aside}")
+        active = self.backends.active
+        if isinstance(active.link.state, Waiting):
+            problems.append(f"not connected to {active.name}: {active.link.state.reason}")
+        return [self._environment.redactor(problem) for problem in problems]
+
+    def _queue(self) -> QueueStatus:
+        stats, bounds = self.spool.outbox.stats, self._config.spool
+        return QueueStatus(
+            events=stats.events,
+            event_bytes=stats.event_bytes,
+            states=stats.states,
+            dead_letters=stats.dead_letters,
+            oldest_event_at=stats.oldest_event_at,
+            outage_budget=self._outage.seconds_left(
+                bounds.max_events - stats.events, bounds.max_bytes - stats.event_bytes
+            ),
+            open_commands=self.spool.inbox.open_count,
+        )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Where lines meet
+
+    async def _open_spool(self) -> None:
+        opened: Opened = await self.spool.open()
+        self._set_aside = opened.set_aside
+        self._opened = True
+        self.intake.recover(opened)
+        self._open_waiters.fire(None)
+
+    def _link_registered(self, link: OpenLink) -> None:
+        self.backends.receipt(link.backend, self._environment.wall())
+        self.delivery.link_registered(link)
+        self._on_connected()
+
+    def _link_ended(self, link: OpenLink) -> None:
+        self.delivery.link_ended(link)
+        self._heartbeat.set_interval(None)
+        self._inventory.set_interval(None)
+
+    def _link_receipts(self, link: OpenLink, seqs: Any) -> None:
+        self.backends.receipt(link.backend, self._environment.wall())
+        self.delivery.receipts(link, seqs)
+
+    def _settings_arrived(self, settings: SettingsArrived) -> None:
+        self._heartbeat.set_interval(settings.heartbeat_interval)
+        self._inventory.set_interval(settings.inventory_interval)
+
+    def _pushed(self, push: Push) -> None:
+        handler = self._environment.on_push
+        if handler is None:
+            return
+        try:
+            handler(push)
+        except Exception:
+            self.log.failure("the handler of pushes failed on a {type}", event="push.failed", type=push.type)
+
+    def _http_receipt(self, entry: Any, response: Any) -> None:
+        if entry.kind == "inventory":
+            self.inventories.delivered(entry, response)
+
+    async def _beat(self) -> None:
+        await self.heartbeats.send()
+        if not self._config.websocket.enabled:
+            self._on_connected()
+
+    async def _keep_house(self) -> None:
+        await self.spool.outbox.expire()
+        await self.spool.inbox.forget_finished()
+
+    def _report_aside(self, result: Result) -> None:
+        """Report without anybody waiting: what cannot be stored is logged; the backend will ask again."""
+        Deferred.fromCoroutine(self.report(result)).addErrback(self._not_reported, result)
+
+    def _not_reported(self, failure: Failure, result: Result) -> None:
+        failure.trap(CommsError, NotRunning)
+        self.log.warn(
+            "the {status} of {message_id} could not be reported: {error}",
+            event="command.not-reported",
+            status=result.status,
+            message_id=result.command_id,
+            error=str(failure.value),
+        )
+
+    def _conversation(self, v1: bool) -> Conversation:
+        return Conversation(
+            machine_id=self._identity.machine_id,
+            hostname=self._identity.hostname,
+            agent_version=self._identity.agent_version,
+            v1=v1,
+            decoder=self._decoder,
+            new_id=self.new_id,
+            timestamp=self._environment.timestamp,
+        )
+
+    def _in_thread(self, function: Callable[[], T]) -> Deferred[T]:
+        reactor = self._environment.reactor
+        return deferToThreadPool(reactor, reactor.getThreadPool(), function)
+
+    def _tls_established(self, target: Target, facts: TLSFacts) -> None:
+        for line in self.backends.lines:
+            if line.http_target.host == target.host:
+                self.metrics.certificate_expires(line.name, facts.not_after)
+
+    def _exchanged(self, name: str, exchange: Any) -> None:
+        self.metrics.exchange(exchange.route, exchange.outcome, exchange.seconds)
+        self.metrics.traffic("out", "http", exchange.bytes_out)
+        self.metrics.traffic("in", "http", exchange.bytes_in)
+        if exchange.outcome == "ok":
+            self.metrics.receipt(name)

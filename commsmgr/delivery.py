@@ -1,0 +1,315 @@
+"""
+Moves the outbox to the backend, and the backend's receipts back to the outbox.
+
+Theory of operation. One coroutine per lane owns that lane: it alone takes entries from the lane's reader, so at any
+moment a lane travels by one way only and its order holds. An entry leaves the outbox for one of three reasons: a
+receipt (an ack or barrier over WebSocket, a 2xx over HTTP), a refusal for good (it becomes a dead letter with the
+reason), or its expiry. Whatever ends a way before that (a lost link, a deadline, a crash of the process) leaves the
+entry where it is; the reader is rewound and the entry goes again, with the same id and the same bytes.
+
+The event lane goes over the WebSocket as soon as there is one, with as many entries in flight as the window admits.
+When there has been none for ``delivery.http_fallback_after`` seconds it goes over HTTP, one at a time. A link that
+comes up while an HTTP exchange is under way waits for its end: two ways at once would break the order.
+
+The state lane always goes over HTTP: the protocol has no other way for an inventory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from commsmgr import config
+from commsmgr.errors import BreakerOpen, CommsError, HTTPStatusError, NotRunning, SpoolError
+from commsmgr.observe.metrics import Metrics
+from commsmgr.openlink import OpenLink
+from commsmgr.policy.backoff import full_jitter
+from commsmgr.policy.retry import Permanent, judge
+from commsmgr.requests import Requests, not_html
+from commsmgr.session.conversation import Nacked
+from commsmgr.spool import Entry, Lane, Outbox
+from commsmgr.transport.http import HTTPResponse
+from commsmgr.waiters import Waiters
+
+PATHS = {"command_result": "/commands/result", "inventory": "/inventory"}
+"""Where each kind of entry goes over HTTP."""
+
+REFUSALS = 20
+"""So often a backend may ask to have one entry again later, before it counts as refused for good and lets others by."""
+
+
+class Delivery:
+    """
+    Empties the outbox.
+
+    :param timestamp: the time now as RFC 3339, for envelopes.
+    :param on_receipt: called with the entry and the answer after a receipt over HTTP.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        requests: Requests,
+        whole: config.Config,
+        clock: IReactorTime,
+        random: Random,
+        timestamp: Callable[[], str],
+        metrics: Metrics,
+        on_receipt: Callable[[Entry, HTTPResponse], None],
+    ) -> None:
+        self._outbox = outbox
+        self._requests = requests
+        self._config = whole
+        self._clock = clock
+        self._random = random
+        self._timestamp = timestamp
+        self._metrics = metrics
+        self._on_receipt = on_receipt
+        self._link: OpenLink | None = None
+        self._link_lost_at = 0.0
+        self._paused_until = 0.0
+        self._refusals: dict[int, int] = {}
+        self._news: dict[Lane, Waiters[None]] = {lane: Waiters() for lane in Lane}
+        self._readers = {lane: outbox.reader(lane) for lane in Lane}
+        self._failures = dict.fromkeys(Lane, 0)
+        self._next_post = dict.fromkeys(Lane, 0.0)
+        self._progress: Waiters[None] = Waiters()
+        self._sent: dict[int, tuple[str, float]] = {}
+        self._loops: list[Deferred[None]] = []
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Life
+
+    def start(self) -> None:
+        """Begin to empty the outbox."""
+        self._link_lost_at = self._clock.seconds()
+        for lane, reader in self._readers.items():
+            reader.on_ready = lambda lane=lane: self._wake(lane)
+        self._loops = [
+            Deferred.fromCoroutine(loop).addErrback(self._loop_ended)
+            for loop in (self._deliver_events(), self._deliver_states())
+        ]
+
+    async def flush(self, deadline: float) -> None:
+        """Wait until the event lane is empty, but no longer than ``deadline`` seconds, and only while a link is up."""
+        ends = self._clock.seconds() + deadline
+        while self._link is not None and self._outbox.stats.events and (left := ends - self._clock.seconds()) > 0:
+            timer = self._clock.callLater(left, self._progress.fire, None)
+            try:
+                await self._progress.wait()
+            finally:
+                if timer.active():
+                    timer.cancel()
+
+    async def stop(self) -> None:
+        """Send nothing more. An exchange under way is cancelled; its entry stays in the outbox."""
+        loops, self._loops = self._loops, []
+        for loop in loops:
+            loop.cancel()
+        for reader in self._readers.values():
+            reader.on_ready = None
+
+    def _loop_ended(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self.log.failure("delivery stopped by a defect", failure, event="delivery.failed")
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # What links report
+
+    def link_registered(self, link: OpenLink) -> None:
+        """Results may travel over ``link`` from now on, beginning with the oldest that has no receipt."""
+        self._link = link
+        self._paused_until = 0.0
+        self._readers[Lane.EVENT].rewind()
+        self._wake(Lane.EVENT)
+
+    def link_ended(self, link: OpenLink) -> None:
+        """``link`` is gone; what was in flight on it goes again on the next way."""
+        if link is self._link:
+            self._link = None
+            self._link_lost_at = self._clock.seconds()
+            self._sent.clear()
+            self._readers[Lane.EVENT].rewind()
+            self._wake(Lane.EVENT)
+            self._progress.fire(None)
+
+    def receipts(self, link: OpenLink, seqs: Sequence[int]) -> None:
+        """The backend has these entries."""
+        for seq in seqs:
+            self._refusals.pop(seq, None)
+            self._trace(seq)
+        self._metrics.message("command_result", "out", "acked", len(seqs))
+        self._forget(seqs)
+        self._wake(Lane.EVENT)
+
+    def refused(self, link: OpenLink, seq: int, refusal: Nacked) -> None:
+        """
+        The backend did not take an entry.
+
+        With ``retry_after`` the whole lane pauses and then goes again from that entry: its order is kept. A backend
+        that asks for the same entry too often loses it, so that one entry never blocks the lane for ever.
+        """
+        again = self._refusals.get(seq, 0) + 1
+        if refusal.retry_after is None or again >= REFUSALS:
+            self._refusals.pop(seq, None)
+            self._bury(seq, refusal.id, f"nack {refusal.code}: {refusal.message}"[:200])
+        else:
+            self._refusals[seq] = again
+            wait = min(refusal.retry_after, self._config.reconnect.retry_after_cap)
+            self._paused_until = max(self._paused_until, self._clock.seconds() + wait)
+            self._readers[Lane.EVENT].rewind()
+            self._metrics.message("command_result", "out", "deferred")
+        self._wake(Lane.EVENT)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The event lane
+
+    async def _deliver_events(self) -> None:
+        reader = self._readers[Lane.EVENT]
+        while True:
+            now = self._clock.seconds()
+            link = self._link
+            due = self._link_lost_at + self._config.delivery.http_fallback_after
+            if self._paused_until > now:
+                await self._news_or(Lane.EVENT, self._paused_until - now)
+            elif link is not None:
+                self._fill(link)
+                await self._news[Lane.EVENT].wait()
+            elif (wait := max(due, self._next_post[Lane.EVENT]) - now) > 0:
+                await self._news_or(Lane.EVENT, wait)
+            else:
+                await self._post_next(Lane.EVENT)
+
+    def _fill(self, link: OpenLink) -> None:
+        """Put as much in flight as the window admits."""
+        reader = self._readers[Lane.EVENT]
+        while link.sendable:
+            size = reader.peek_size()
+            if size is None or not link.admits(size):
+                return
+            count, free = link.room
+            entries = reader.take(max(count, 1), max(free, size))
+            # After a rewind the reader gives out again what is still in flight on this very link.
+            fresh = [entry for entry in entries if not link.carries(entry.seq)]
+            if fresh:
+                link.send(fresh, self._timestamp())
+                if self._config.observe.log_level == "debug":
+                    now = self._clock.seconds()
+                    self._sent.update((entry.seq, (entry.id, now)) for entry in fresh)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The state lane
+
+    async def _deliver_states(self) -> None:
+        while True:
+            wait = self._next_post[Lane.STATE] - self._clock.seconds()
+            if wait > 0:
+                await self._news_or(Lane.STATE, wait)
+            else:
+                await self._post_next(Lane.STATE)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Over HTTP
+
+    async def _post_next(self, lane: Lane) -> None:
+        """Send the lane's next entry over HTTP, or wait for one."""
+        reader = self._readers[lane]
+        entries = reader.take(1, 1)
+        if not entries:
+            await self._news[lane].wait()
+            return
+        entry = entries[0]
+        try:
+            response = await self._requests.send(
+                "POST", PATHS[entry.kind], body=entry.body, idempotency_key=entry.id, attempts=1, check=not_html
+            )
+        except CommsError as error:
+            if isinstance(error, HTTPStatusError) and isinstance(judge(error.status, retry_after=None), Permanent):
+                self._metrics.message(entry.kind, "out", "refused")
+                self._bury(entry.seq, entry.id, f"HTTP {error.status}")
+            else:
+                self._failed(entry, error)
+                reader.rewind()
+            return
+        self._failures[lane] = 0
+        self._metrics.message(entry.kind, "out", "acked")
+        self._forget([entry.seq])
+        self._on_receipt(entry, response)
+
+    def _failed(self, entry: Entry, error: CommsError) -> None:
+        """Say from when on the lane may try again over HTTP; a WebSocket that comes up before then does not wait."""
+        failures = self._failures[entry.lane]
+        self._failures[entry.lane] = failures + 1
+        self._metrics.message(entry.kind, "out", "failed")
+        floor = 0.0
+        if isinstance(error, HTTPStatusError):
+            # 401 after a fresh token: nothing but another token helps, so it is asked for slowly.
+            slow = self._config.auth.refused_delay if error.status == 401 else 0.0
+            floor = max(slow, error.retry_after or 0.0)
+        elif isinstance(error, BreakerOpen):
+            floor = error.retry_in
+        pace = self._config.reconnect
+        wait = full_jitter(failures, base=pace.base, cap=pace.cap, random=self._random, floor=floor)
+        self._next_post[entry.lane] = self._clock.seconds() + wait
+        self.log.info(
+            "{kind} {message_id} not delivered over HTTP: {error}; again in {wait:.1f} s",
+            event="delivery.retry",
+            kind=entry.kind,
+            message_id=entry.id,
+            error=str(error),
+            wait=wait,
+        )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Inside
+
+    def _forget(self, seqs: Sequence[int]) -> None:
+        forgetting = self._outbox.forget(seqs)
+        forgetting.addErrback(self._spool_failed)
+        forgetting.addCallback(self._progress.fire)
+
+    def _trace(self, seq: int) -> None:
+        """At debug level, say how long a receipt took; otherwise nothing was noted, and this costs a look-up."""
+        message_id, sent_at = self._sent.pop(seq, ("", 0.0))
+        if message_id:
+            self.log.debug(
+                "result {message_id} acknowledged after {milliseconds:.1f} ms",
+                event="delivery.acknowledged",
+                message_id=message_id,
+                milliseconds=(self._clock.seconds() - sent_at) * 1000,
+            )
+
+    def _wake(self, lane: Lane) -> None:
+        self._news[lane].fire(None)
+
+    async def _news_or(self, lane: Lane, seconds: float) -> None:
+        """Wait for news of the lane, but no longer than ``seconds``."""
+        timer = self._clock.callLater(seconds, self._wake, lane)
+        try:
+            await self._news[lane].wait()
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    def _bury(self, seq: int, message_id: str, reason: str) -> None:
+        self._metrics.dropped("refused", 1)
+        self.log.warn(
+            "the backend refused {message_id} for good: {reason}; it is kept as a dead letter",
+            event="delivery.refused",
+            message_id=message_id,
+            reason=reason,
+        )
+        self._outbox.bury(seq, reason).addErrback(self._spool_failed)
+
+    def _spool_failed(self, failure: Failure) -> None:
+        """The spool keeps the receipt in memory and tries again by itself; here it only has to be known."""
+        failure.trap(SpoolError, NotRunning)
+        self.log.warn("{error}", event="delivery.spool-failed", error=str(failure.value))

@@ -1,0 +1,167 @@
+"""
+Commands in: from a link or a heartbeat's answer into the inbox, then acknowledged, then offered.
+
+Theory of operation. The order is the promise: a command is stored (one commit), then acknowledged to the backend, then
+offered to the agent. A crash before the commit: the backend still has it and sends it again (commsmgr.v1), or it is as
+if it had never arrived (plain). After the commit: it is offered after the restart. The inbox knows every id, so that a
+second delivery, whenever and however it comes, is acknowledged and not offered again.
+
+The intake takes no more commands than the spool could store results for: it stops at :data:`FULL_AT` of the event
+bounds, open commands counted as the events they will become. A commsmgr.v1 backend is asked to send again later; a
+plain one, which knows no such word, gets a ``rejected`` result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from commsmgr import config
+from commsmgr.channel import CommandChannel
+from commsmgr.errors import CommsError
+from commsmgr.messages import Command, CommandData, Result
+from commsmgr.observe.metrics import Metrics
+from commsmgr.session.conversation import CommandArrived
+from commsmgr.spool import Accepted, Duplicate, Opened, Spool, StoredCommand
+
+FULL_AT = 0.8
+"""Share of the event bounds from which on no more commands are taken; the rest is for the results of those taken."""
+
+REFUSED_FOR = 5.0
+"""Seconds after which a backend whose command was refused for want of room may send it again."""
+
+
+class CommandSource(Protocol):
+    """Where a command came from, and is answered to: a link, or the heartbeats."""
+
+    def acknowledge(self, command_id: str, /) -> None:
+        """The command is in the inbox."""
+
+    def refuse(self, command_id: str, code: str, message: str, retry_after: float | None, /) -> bool:
+        """The command was not taken. Return False when the dialect has no word for that."""
+
+
+class Intake:
+    """
+    Stores, acknowledges and offers commands.
+
+    :param report: takes a result for the backend; what :meth:`Manager.send_result` does.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        spool: Spool,
+        channel: CommandChannel,
+        whole: config.Config,
+        metrics: Metrics,
+        report: Callable[[Result], object],
+    ) -> None:
+        self._spool = spool
+        self._channel = channel
+        self._config = whole
+        self._metrics = metrics
+        self._report = report
+
+    def recover(self, opened: Opened) -> None:
+        """
+        Settle what the last process left open.
+
+        What was never offered is offered now. What was offered and has no result may have run: types that are safe to
+        repeat are offered again, marked ``redelivered``; the others are reported as ``interrupted``.
+        """
+        for stored in opened.interrupted:
+            command = self._command(stored, redelivered=True)
+            if stored.body and command.type in self._config.commands.safe_to_repeat:
+                self._channel.put(command)
+            else:
+                self.log.warn(
+                    "{type} command {message_id} was interrupted when the agent last stopped",
+                    event="command.interrupted",
+                    type=command.type,
+                    message_id=command.id,
+                )
+                self._report(
+                    Result(
+                        command_id=command.id,
+                        key=command.key,
+                        status="interrupted",
+                        error="the agent stopped while the command ran; how far it came is not known",
+                        exit_code=1,
+                    )
+                )
+        for stored in opened.waiting:
+            self._channel.put(self._command(stored, redelivered=False))
+
+    def arrived(self, source: CommandSource, arrived: CommandArrived) -> None:
+        """Take one command, if there is room for its result."""
+        if not self._room():
+            self._refuse(source, arrived, "the agent holds as many commands and results as it can store")
+            return
+        accepting = self._spool.inbox.accept(
+            id=arrived.id, digest=arrived.digest, body=msgspec.json.encode(arrived.data)
+        )
+        accepting.addCallback(self._accepted, source, arrived)
+        accepting.addErrback(self._not_accepted, source, arrived)
+
+    def _room(self) -> bool:
+        inbox, stats, bounds = self._spool.inbox, self._spool.outbox.stats, self._config.spool
+        return (
+            inbox.open_count < self._config.commands.max_pending
+            and stats.events + inbox.open_count < FULL_AT * bounds.max_events
+            and stats.event_bytes < FULL_AT * bounds.max_bytes
+        )
+
+    def _accepted(self, outcome: Accepted | Duplicate, source: CommandSource, arrived: CommandArrived) -> None:
+        source.acknowledge(arrived.id)
+        match outcome:
+            case Accepted(stored):
+                self._metrics.message("command", "in", "accepted")
+                self.log.info(
+                    "command {message_id} ({type}) received",
+                    event="command.received",
+                    message_id=arrived.id,
+                    type=arrived.data.type,
+                )
+                self._channel.put(self._command(stored, redelivered=False))
+            case Duplicate():
+                # Of a finished one the inbox has put the original result into the outbox again.
+                self._metrics.message("command", "in", "duplicate")
+                self.log.info(
+                    "command {message_id} came again: it is not run again",
+                    event="command.duplicate",
+                    message_id=arrived.id,
+                )
+
+    def _not_accepted(self, failure: Failure, source: CommandSource, arrived: CommandArrived) -> None:
+        failure.trap(CommsError)
+        self._refuse(source, arrived, str(failure.value))
+
+    def _refuse(self, source: CommandSource, arrived: CommandArrived, why: str) -> None:
+        self._metrics.message("command", "in", "refused")
+        self.log.warn(
+            "command {message_id} not taken: {why}", event="command.refused", message_id=arrived.id, why=why
+        )
+        if not source.refuse(arrived.id, "busy", why, REFUSED_FOR):
+            self._report(Result(command_id=arrived.id, status="rejected", error=why, exit_code=1))
+
+    def _command(self, stored: StoredCommand, *, redelivered: bool) -> Command:
+        # The body of a damaged row is empty: all that is left to say of that command is that it was interrupted.
+        data = msgspec.json.decode(stored.body, type=CommandData) if stored.body else CommandData()
+        bounds = self._config.commands
+        return Command(
+            id=stored.id,
+            key=stored.key,
+            type=data.type,
+            command=data.command,
+            args=tuple(data.args),
+            timeout=min(data.timeout or bounds.default_timeout, bounds.max_timeout),
+            options=data.options,
+            redelivered=redelivered,
+        )

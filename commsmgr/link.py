@@ -1,0 +1,257 @@
+"""
+The WebSocket to one backend, attempt after attempt.
+
+A :class:`Link` is the handler of one :class:`~commsmgr.transport.websocket.WebSocketClient`: it says what each attempt
+carries (a fresh token, a permit of the breaker), opens an :class:`~commsmgr.openlink.OpenLink` on each connection that
+comes of it, and decides by :mod:`commsmgr.policy.reconnect` how long to wait when one is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import Random
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from commsmgr import config
+from commsmgr.errors import BreakerOpen, CommsError, NotRunning, UpgradeRefused
+from commsmgr.interfaces import TokenProvider
+from commsmgr.observe.metrics import Metrics, reason_label
+from commsmgr.openlink import LinkEvents, OpenLink
+from commsmgr.policy.breaker import Breaker
+from commsmgr.policy.reconnect import delay
+from commsmgr.policy.retry import counts_against_backend
+from commsmgr.session.conversation import Conversation, GoingAway
+from commsmgr.status import Connecting, Draining, Idle, LinkState, Registered, Registering, Waiting
+from commsmgr.transport.endpoint import Dialer
+from commsmgr.transport.websocket import Connection, WebSocketClient
+from commsmgr.urls import backend_name, websocket_target
+
+V1 = "commsmgr.v1"
+
+
+class Link:
+    """
+    The WebSocket to one backend.
+
+    :param backend: the backend's settings.
+    :param conversation: makes the conversation for a new connection, given whether commsmgr.v1 was selected.
+    :param wall: seconds since the epoch, for what operators read.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        backend: config.Backend,
+        whole: config.Config,
+        *,
+        reactor: IReactorTime,
+        wall: Callable[[], float],
+        random: Random,
+        dialer: Dialer,
+        token: TokenProvider,
+        breaker: Breaker,
+        metrics: Metrics,
+        conversation: Callable[[bool], Conversation],
+        events: LinkEvents,
+        user_agent: str,
+    ) -> None:
+        self.name = backend_name(backend)
+        self.state: LinkState = Idle()
+        self.open: OpenLink | None = None
+        self.last_error = ""
+        self._config = whole
+        self._clock = reactor
+        self._wall = wall
+        self._random = random
+        self._token = token
+        self._breaker = breaker
+        self._metrics = metrics
+        self._conversation = conversation
+        self._events = events
+        self._token_in_use = ""
+        self._holds_permit = False
+        self._waits_for_permit = False
+        self._floor = 0.0
+        self.client = WebSocketClient(
+            reactor,
+            websocket_target(backend),
+            dialer=dialer,
+            handler=self,
+            settings=whole.websocket,
+            subprotocols=[V1] if whole.websocket.dialect == "auto" else [],
+            user_agent=user_agent,
+            headers=whole.http.headers,
+        )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Wanted or not
+
+    def start(self) -> None:
+        """Begin to connect, and keep at it."""
+        self.client.start()
+
+    def permit_free(self) -> None:
+        """The breaker has closed: who waits for nothing but its permit need not wait on."""
+        if self._waits_for_permit:
+            self.client.retry_now()
+
+    async def stop(self, deadline: float) -> int:
+        """
+        Say goodbye and stay away until :meth:`start`.
+
+        :param deadline: seconds for receipts of what is in flight and for the closing handshake together.
+        :return: how many entries were in flight without a receipt; they are still in the outbox.
+        """
+        began = self._clock.seconds()
+        without_receipt = 0
+        link = self.open
+        if link is not None and link.registered:
+            self.state = Draining(self._wall())
+            drained = link.drain()
+            # Half for the receipts: a backend that gives none must not use up the time of the closing handshake.
+            timer = self._clock.callLater(deadline / 2, link.kill, NotRunning("the goodbye took too long"))
+            without_receipt = await drained
+            if timer.active():
+                timer.cancel()
+        left = max(deadline - (self._clock.seconds() - began), 0.1)
+        await self.client.stop(close_within=left)
+        self.state = Idle()
+        return without_receipt
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # WebSocketHandler
+
+    def websocket_headers(self) -> Deferred[Mapping[str, str]]:
+        """Ask the breaker for a permit, then the provider for a token."""
+        return Deferred.fromCoroutine(self._headers())
+
+    async def _headers(self) -> Mapping[str, str]:
+        if not self._breaker.try_acquire():
+            wait = self._breaker.retry_in()
+            raise BreakerOpen(f"{self.name} failed too often; the next probe is in {wait:.1f} s", retry_in=wait)
+        self._holds_permit = True
+        self._token_in_use = await self._token.get()
+        return {"Authorization": f"Bearer {self._token_in_use}"} if self._token_in_use else {}
+
+    def websocket_connecting(self) -> None:
+        """An attempt begins."""
+        self._waits_for_permit = False
+        self.state = Connecting(self._wall())
+
+    def websocket_opened(self, connection: Connection) -> None:
+        """The upgrade succeeded: register."""
+        v1 = connection.subprotocol == V1
+        self.state = Registering(self._wall())
+        self.open = OpenLink(
+            connection,
+            self._conversation(v1),
+            backend=self.name,
+            v1=v1,
+            nonce=self._random.randbytes(6),
+            settings=self._config.websocket,
+            clock=self._clock,
+            metrics=self._metrics,
+            events=self._events,
+            on_registered=self._registered,
+            on_going_away=self._going_away,
+        )
+        self.open.start()
+
+    def websocket_received(self, connection: Connection, payload: bytes, is_text: bool) -> None:
+        """A message came."""
+        if self.open is not None:
+            self.open.received(payload, is_text)
+
+    def websocket_pong(self, connection: Connection, payload: bytes) -> None:
+        """A pong came."""
+        if self.open is not None:
+            self.open.pong(payload)
+
+    def websocket_heard(self, connection: Connection) -> None:
+        """Some bytes came."""
+        if self.open is not None:
+            self.open.heard()
+
+    def websocket_ended(self, connection: Connection | None, error: CommsError) -> float:
+        """An attempt or a connection is over; return how many seconds to wait before the next one."""
+        link, self.open = self.open, None
+        lost = link.ended() if link is not None else 0
+        self._account(error)
+        wait = self._wait_after(error)
+        self.last_error = str(error)
+        self._waits_for_permit = isinstance(error, BreakerOpen)
+        label = reason_label(error)
+        self._metrics.link_ended(self.name, None if isinstance(error, NotRunning) else label)
+        self.log.info(
+            "link to {backend} is down: {error}; next attempt in {wait:.1f} s, {lost} results without receipt",
+            event="link.ended",
+            backend=self.name,
+            error=str(error),
+            reason=label,
+            wait=wait,
+            lost=lost,
+        )
+        self.state = Waiting(str(error), self._wall() + wait, self.client.attempts)
+        if link is not None and link.registered:
+            self._events.ended(link)
+        return wait
+
+    def _account(self, error: CommsError) -> None:
+        """Tell the breaker how the attempt went: a backend that registered us and hung up later has not failed."""
+        if self._holds_permit:
+            self._holds_permit = False
+            if counts_against_backend(error):
+                self._breaker.failed()
+            else:
+                self._breaker.released()
+
+    def _wait_after(self, error: CommsError) -> float:
+        if isinstance(error, UpgradeRefused) and error.status == 401:
+            self._token.refused(self._token_in_use)
+        floor, self._floor = self._floor, 0.0
+        wait = delay(
+            error,
+            max(self.client.attempts - 1, 0),
+            settings=self._config.reconnect,
+            refused_delay=self._config.auth.refused_delay,
+            random=self._random,
+        )
+        return max(floor, wait)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # What the open link reports
+
+    def _registered(self) -> None:
+        link = self.open
+        assert link is not None
+        dialect = V1 if link.v1 else "plain"
+        self._holds_permit = False
+        self._breaker.succeeded()
+        self.last_error = ""
+        self._metrics.link_registered(self.name, dialect)
+        self.log.info(
+            "registered with {backend} ({dialect})", event="link.registered", backend=self.name, dialect=dialect
+        )
+        self.state = Registered(self._wall(), dialect, link.tls)
+        self._events.registered(link)
+
+    def _going_away(self, notice: GoingAway) -> None:
+        """
+        Finish what is in flight, leave, and come back at a moment spread over the window.
+
+        The spread is what keeps a deploy of the backend from becoming a stampede of agents.
+        """
+        cap = self._config.reconnect.retry_after_cap
+        self._floor = min(notice.reconnect_after, cap) + self._random.uniform(0, min(notice.window, cap))
+        self.log.info(
+            "{backend} is going away; back in {wait:.1f} s", event="link.goaway", backend=self.name, wait=self._floor
+        )
+        link = self.open
+        if link is not None:
+            self.state = Draining(self._wall())
+            link.drain().addCallback(lambda _: link.close())
+

@@ -1,0 +1,310 @@
+"""
+The manager: what an agent's author holds in the hand.
+
+A :class:`Manager` is a service. Give it a parent, or call :meth:`Manager.connect` and :meth:`Manager.disconnect`
+yourself. Every start builds everything anew (:class:`~commsmgr.assembly.Run`), so that a manager can be stopped and
+started again, and two of them never share anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from random import Random, SystemRandom
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from commsmgr import settings
+from commsmgr.assembly import Environment, Run
+from commsmgr.channel import CommandChannel
+from commsmgr.config import Config
+from commsmgr.errors import CommsError, InvalidMessage, NotRunning
+from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
+from commsmgr.messages import HeartbeatAnswer, JSONObject, Result
+from commsmgr.redact import Redactor
+from commsmgr.reports import encode
+from commsmgr.status import Status
+from commsmgr.transport.http import HTTPResponse
+from commsmgr.waiters import Waiters
+
+
+class Manager(MultiService):
+    """
+    Talks to the backend, so that the agent need not.
+
+    :param config: the settings; checked here, so that a mistake shows where it was made.
+    :param reactor: the reactor of the embedding program.
+    :param registry: where the metrics go; a registry of its own by default. Two managers need two.
+    :param handler: runs commands; without one, read them from :meth:`commands`.
+    :param on_push: takes messages of types that commsmgr does not know.
+    :param token: gives the bearer token, instead of ``[auth]``.
+    :param machine: says what the machine is and how it is; psutil if it is installed, else the standard library.
+    :param redactor: what the log's observers use, so that they learn of tokens; its own by default.
+    :param wall: seconds since the epoch.
+    :param random: for jitter and ids.
+    :raise ConfigError: a setting is wrong; it names the key.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        reactor: Any,
+        registry: CollectorRegistry | None = None,
+        handler: CommandHandler | None = None,
+        on_push: PushHandler | None = None,
+        token: TokenProvider | None = None,
+        machine: MachineSource | None = None,
+        redactor: Redactor | None = None,
+        wall: Callable[[], float] = time.time,
+        random: Random | None = None,
+    ) -> None:
+        super().__init__()
+        self.setName("commsmgr")
+        self._environment = Environment(
+            config=settings.check(config),
+            reactor=reactor,
+            registry=CollectorRegistry() if registry is None else registry,
+            handler=handler,
+            on_push=on_push,
+            token=token,
+            machine=machine,
+            redactor=Redactor(config.observe.redact) if redactor is None else redactor,
+            wall=wall,
+            random=SystemRandom() if random is None else random,
+        )
+        self._run: Run | None = None
+        self._stopping: Deferred[None] | None = None
+        self._connected: Waiters[Status] = Waiters()
+        self._starting: Waiters[None] = Waiters()
+        self._is_started = False
+        self._failed: CommsError | None = None
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Life
+
+    def startService(self) -> None:
+        """Open the spool and begin to connect. What keeps it from starting goes to :meth:`connect` and the log."""
+        Service.startService(self)
+        self._failed = None
+        if self._stopping is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        run = self._run = Run(self._environment, on_connected=self._is_connected)
+        run.service.setServiceParent(self)
+        if not run.service.running:
+            run.service.startService()
+        run.service.started.addCallbacks(self._start_succeeded, self._start_failed)
+
+    def _start_succeeded(self, _: None) -> None:
+        self._is_started = True
+        self._starting.fire(None)
+
+    def _start_failed(self, failure: Failure) -> None:
+        error = failure.value
+        if not isinstance(error, CommsError):
+            self.log.failure("the manager could not start", failure, event="manager.start-failed")
+            error = CommsError(f"the manager could not start: {type(error).__name__}: {error}")
+        else:
+            self.log.critical("the manager could not start: {error}", event="manager.start-failed", error=str(error))
+        self._failed = error
+        self._starting.fail(error)
+        self._connected.fail(error)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Stop in order within ``stop_deadline``.
+
+        :return: fires when everything has ended; what was accepted and not delivered is in the spool.
+        """
+        Service.stopService(self)
+        self._is_started = False
+        stopped = NotRunning("the manager was stopped")
+        self._starting.fail(stopped)
+        self._connected.fail(stopped)
+        if self._stopping is None:
+            if self._run is None:
+                return succeed(None)
+            self._stopping = Deferred.fromCoroutine(self._end(self._run))
+        waiting: Deferred[None] = Deferred()
+
+        def over(outcome: object) -> object:
+            waiting.callback(None)
+            return outcome
+
+        self._stopping.addBoth(over)
+        return waiting
+
+    async def _end(self, run: Run) -> None:
+        try:
+            await run.service.stopService()
+        finally:
+            self._run = None
+            self._stopping = None
+            run.service.disownServiceParent()
+        if self.running:
+            # Started again while it was stopping.
+            self._begin()
+
+    def connect(self) -> Deferred[Status]:
+        """
+        Start, if that has not been done, and wait for a backend.
+
+        :return: fires when the agent is registered with a backend (with ``websocket.enabled = false``: when a backend
+            has answered a heartbeat). There is no deadline: attempts go on until :meth:`disconnect`. Cancelling stops
+            the waiting, not the attempts.
+        :raise SpoolError: the spool cannot be opened.
+        :raise ConfigError: a file or address that the configuration names cannot be used.
+        """
+        if not self.running:
+            self.startService()
+        return self.when_connected()
+
+    def disconnect(self) -> Deferred[None]:
+        """Drain, say goodbye and stop, within ``stop_deadline``. :meth:`connect` works again afterwards."""
+        return self.stopService()
+
+    def when_connected(self) -> Deferred[Status]:
+        """Fire with the status as soon as a backend is connected, at once if one is. Cancelling is harmless."""
+        if self._failed is not None:
+            return fail(self._failed)
+        if not self.running:
+            return fail(NotRunning())
+        status = self.status()
+        return succeed(status) if status.connected else self._connected.wait()
+
+    def started(self) -> Deferred[None]:
+        """Fire when the present start is complete, the spool open and every part begun; fails with what kept it."""
+        if self._failed is not None:
+            return fail(self._failed)
+        if self._is_started:
+            return succeed(None)
+        return self._starting.wait()
+
+    def _is_connected(self) -> None:
+        self._connected.fire(self.status())
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Out
+
+    def send_heartbeat(self, status: str = "online", *, timeout: float | None = None) -> Deferred[HeartbeatAnswer]:
+        """
+        Send a heartbeat now, besides those of the schedule.
+
+        :param status: how the agent is, in a word.
+        :param timeout: seconds for all attempts together.
+        :return: fires with the backend's answer. Cancelling gives up; nothing is kept of a heartbeat.
+        :raise TransportError: it did not get through; also :class:`DeadlineExceeded`, :class:`TokenError`.
+        :raise NotRunning: the manager is not started.
+        """
+        return self._call(lambda run: run.heartbeats.send(status, deadline=timeout))
+
+    def send_inventory(self, data: JSONObject | None = None, *, force: bool = False) -> Deferred[str | None]:
+        """
+        Send an inventory; a newer one replaces an older one that is still waiting.
+
+        :param data: the content; None to take stock of the machine now.
+        :param force: send it even when the backend has just this content.
+        :return: fires with the message's id as soon as it is durable, and with None when the backend has it already.
+            Cancelling stops the waiting; the inventory may be sent all the same.
+        :raise InvalidMessage: it is no JSON object, or too large.
+        :raise SpoolError: it could not be kept.
+        """
+        return self._call(lambda run: run.inventories.send(data, force=force))
+
+    def send_result(self, result: Result, *, ttl: float | None = None) -> Deferred[str]:
+        """
+        Send the result of a command.
+
+        :param ttl: seconds after which the backend need not have it any more.
+        :return: fires with the message's id as soon as the result is durable: from then on it is not lost. Cancelling
+            stops the waiting; the result may be sent all the same.
+        :raise InvalidMessage: a field is wrong, or the whole is too large.
+        :raise QueueFull: the spool has reached a bound; the command stays open.
+        :raise UsageError: the command has a result already.
+        """
+        return self._call(lambda run: run.report(result, ttl=ttl))
+
+    def send_http(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        attempts: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Deferred[HTTPResponse]:
+        """
+        Send any request to the backend, with its token, retries and deadline.
+
+        :param path: below the backend's base URL, beginning with a slash.
+        :param json: encoded as the body; or pass ``body`` as bytes.
+        :param timeout: seconds for all attempts together.
+        :param attempts: how often to try; ``http.attempts`` by default, 1 for no retry.
+        :param idempotency_key: the same in every attempt, so that the backend can tell a repetition; by default an id of
+            its own for each call.
+        :return: fires with a 2xx response. Cancelling aborts; the request may have arrived.
+        :raise HTTPStatusError: any other status, at once where trying again cannot help.
+        :raise InvalidMessage: the request cannot be sent as it is.
+        :raise TransportError: no answer; also :class:`DeadlineExceeded`, :class:`TokenError`.
+        """
+        if not path.startswith("/") or any(character <= " " or character >= "\x7f" for character in path):
+            return fail(InvalidMessage("a path begins with a slash and is percent-encoded ASCII"))
+        if not method.isalpha() or not method.isascii():
+            return fail(InvalidMessage(f"not an HTTP method: {method[:40]!r}"))
+        try:
+            content = encode(json) if json is not None else body
+        except InvalidMessage as error:
+            return fail(error)
+        return self._call(
+            lambda run: run.requests.send(
+                method.upper(),
+                path,
+                body=content,
+                headers=headers,
+                idempotency_key=run.new_id() if idempotency_key is None else idempotency_key,
+                deadline=timeout,
+                attempts=attempts,
+            )
+        )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # In
+
+    def commands(self) -> CommandChannel:
+        """
+        Return the channel of commands of this run, for an agent without a handler.
+
+        :raise NotRunning: the manager is not started.
+        """
+        if self._run is None or not self.running:
+            raise NotRunning()
+        return self._run.channel
+
+    def status(self) -> Status:
+        """Say how things stand; needs no I/O and works in every state."""
+        if self._run is not None:
+            return self._run.status(self._failed)
+        return self._environment.idle_status(self._failed)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Inside
+
+    def _call(self, call: Callable[[Run], Any]) -> Deferred[Any]:
+        run = self._run
+        if run is None or not self.running:
+            return fail(NotRunning())
+        if self._failed is not None:
+            return fail(self._failed)
+        return Deferred.fromCoroutine(run.when_open(call))

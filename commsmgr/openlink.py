@@ -1,0 +1,385 @@
+"""
+One open WebSocket: the conversation on it, its keep-alive, what is in flight, and the receipts.
+
+Theory of operation. An :class:`OpenLink` lives from the opening of one connection to its end and is never used again.
+The pure parts decide (:class:`~commsmgr.session.conversation.Conversation` what a message means,
+:class:`~commsmgr.session.keepalive.KeepAlive` when to ask whether the peer lives,
+:class:`~commsmgr.session.barrier.Barrier` what a pong proves, :class:`~commsmgr.session.window.Window` how much may be
+in flight); this module carries their decisions to the connection and the news to the owner.
+
+Nothing here is durable. An entry is in the outbox until its receipt has been handed to
+:attr:`LinkEvents.receipts`; a connection that ends before that leaves it there, and the next link sends it again with
+the same id. A command is acknowledged only by :meth:`OpenLink.acknowledge`, which the intake calls after its commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from commsmgr import config
+from commsmgr.errors import CommsError, ConnectionEnded, PeerSilent
+from commsmgr.messages import Push
+from commsmgr.observe.logs import Burst
+from commsmgr.observe.metrics import Metrics
+from commsmgr.session.barrier import Barrier
+from commsmgr.session.conversation import (
+    Acked,
+    CommandArrived,
+    Conversation,
+    GoingAway,
+    Invalid,
+    Nacked,
+    Pushed,
+    Registered,
+    Reply,
+    SettingsArrived,
+)
+from commsmgr.session.keepalive import Dead, KeepAlive, SendPing, Wait
+from commsmgr.session.window import Window
+from commsmgr.spool import Entry
+from commsmgr.waiters import Waiters
+
+if TYPE_CHECKING:
+    from commsmgr.transport.websocket import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEvents:
+    """
+    Who hears what happens on a link; each is called on the reactor's thread.
+
+    :ivar registered: the backend knows the agent; results may be sent on this link.
+    :ivar ended: a link that was registered is gone; what it had in flight is still in the outbox.
+    :ivar receipts: the backend has the entries with these numbers; there is room for more.
+    :ivar refused: the backend did not take the entry with this number.
+    :ivar command: a command came.
+    :ivar pushed: a message came that is for the embedding agent.
+    :ivar settings: the backend sets intervals, for as long as this link lives.
+    """
+
+    registered: Callable[[OpenLink], None]
+    ended: Callable[[OpenLink], None]
+    receipts: Callable[[OpenLink, Sequence[int]], None]
+    refused: Callable[[OpenLink, int, Nacked], None]
+    command: Callable[[OpenLink, CommandArrived], None]
+    pushed: Callable[[Push], None]
+    settings: Callable[[SettingsArrived], None]
+
+
+class OpenLink:
+    """
+    The conversation on one open connection.
+
+    :param v1: whether the backend selected commsmgr.v1 at the upgrade.
+    :param on_registered: called once, when the backend knows the agent.
+    :param on_going_away: called when the backend announces that it leaves.
+    :param nonce: a few random bytes that tell this connection's pings from any other's.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        connection: Connection,
+        conversation: Conversation,
+        *,
+        backend: str,
+        v1: bool,
+        nonce: bytes,
+        settings: config.WebSocket,
+        clock: IReactorTime,
+        metrics: Metrics,
+        events: LinkEvents,
+        on_registered: Callable[[], None],
+        on_going_away: Callable[[GoingAway], None],
+    ) -> None:
+        self.backend = backend
+        self.v1 = v1
+        self.tls = connection.tls
+        self.registered = False
+        self._connection = connection
+        self._conversation = conversation
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._events = events
+        self._on_registered = on_registered
+        self._on_going_away = on_going_away
+        self._window = Window(settings.window_messages, settings.window_bytes)
+        self._barrier = Barrier(nonce)
+        self._keepalive = KeepAlive(
+            settings.ping_interval,
+            settings.ping_timeout,
+            clock.seconds(),
+            pong_timeout=max(settings.receipt_timeout, settings.ping_interval + settings.ping_timeout),
+        )
+        self._progress_at = clock.seconds()
+        self._acks: list[str] = []
+        self._ack_call: IDelayedCall | None = None
+        self._check_call: IDelayedCall | None = None
+        self._register_call: IDelayedCall | None = None
+        self._drained: Waiters[int] = Waiters()
+        self._draining = False
+        self._ended = False
+        self._burst = Burst(clock.seconds)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # From open to registered
+
+    def start(self) -> None:
+        """Register: the first message on a link, before which nothing else may be sent."""
+        self._send(self._conversation.open(), "register")
+        wait = self._settings.register_timeout if self.v1 else self._settings.register_wait
+        self._register_call = self._clock.callLater(wait, self._registration_unanswered)
+        self._check()
+
+    def _registration_unanswered(self) -> None:
+        self._register_call = None
+        if self.v1:
+            self._connection.kill(PeerSilent(f"no answer to the registration within {self._settings.register_timeout} s"))
+        else:
+            self._handle(self._conversation.wait_elapsed())
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # What the connection reports
+
+    def received(self, payload: bytes, is_text: bool) -> None:
+        """A whole message came."""
+        self._metrics.traffic("in", "websocket", len(payload))
+        self._handle(self._conversation.receive(payload, is_text))
+
+    def heard(self) -> None:
+        """Some bytes came: the peer lives."""
+        self._keepalive.heard(self._clock.seconds())
+
+    def pong(self, payload: bytes) -> None:
+        """A pong came; in the plain dialect it is the receipt for all that was sent before its ping."""
+        seqs = self._barrier.pong(payload)
+        if seqs is None:
+            return
+        self._keepalive.ponged(self._clock.seconds())
+        if seqs:
+            self._receipts(self._window.settle_seqs(seqs))
+        if not self.v1 and self._barrier.oldest_unanswered is None:
+            # What was sent while that ping was under way has none of its own yet.
+            self._ping(self._barrier.flush())
+
+    def ended(self) -> int:
+        """
+        The connection is gone: stop every timer.
+
+        :return: how many entries were in flight without a receipt; they are still in the outbox.
+        """
+        self._ended = True
+        for call in (self._ack_call, self._check_call, self._register_call):
+            if call is not None and call.active():
+                call.cancel()
+        lost = self._window.clear()
+        self._drained.fire(lost)
+        return lost
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Results out
+
+    @property
+    def sendable(self) -> bool:
+        """Whether results may be sent now."""
+        return self.registered and not self._draining and not self._ended
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """How many messages and bytes may still be put in flight; either may be 0, never negative."""
+        return self._window.room
+
+    def admits(self, size: int) -> bool:
+        """Whether a message of ``size`` bytes may be put in flight: always when nothing else is."""
+        return self._window.admits(size)
+
+    def carries(self, seq: int) -> bool:
+        """Whether this entry is in flight here."""
+        return seq in self._window
+
+    def send(self, entries: Sequence[Entry], timestamp: str) -> None:
+        """Send results, in this order. What does not get a receipt stays in the outbox."""
+        if not len(self._window):
+            self._progress_at = self._clock.seconds()
+        frames = []
+        full: bytes | None = None
+        for entry in entries:
+            frame = self._conversation.result(entry.id, timestamp, entry.body)
+            frames.append(frame)
+            self._window.add(entry.seq, entry.id, len(entry.body))
+            if not self.v1:
+                full = self._barrier.sent(entry.seq, len(frame)) or full
+            self._metrics.traffic("out", "websocket", len(frame))
+        self._connection.send_many(frames)
+        if not self.v1:
+            # One ping in the air at a time, save when a batch is full: a busy link pays one per batch, and a quiet
+            # one has its receipt after one round trip.
+            quiet = full is None and self._barrier.oldest_unanswered is None
+            self._ping(self._barrier.flush() if quiet else full)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Commands in
+
+    def acknowledge(self, command_id: str) -> None:
+        """Tell the backend that a command is in the inbox; coalesced per turn of the reactor. Plain: nothing."""
+        if not self.v1 or self._ended:
+            return
+        self._acks.append(command_id)
+        if self._ack_call is None:
+            self._ack_call = self._clock.callLater(0, self._send_acks)
+
+    def _send_acks(self) -> None:
+        self._ack_call = None
+        ids, self._acks = self._acks, []
+        self._send(self._conversation.ack(ids), "ack")
+
+    def refuse(self, command_id: str, code: str, message: str, retry_after: float | None) -> bool:
+        """
+        Tell the backend that a command was not taken.
+
+        :return: False when the dialect has no word for it.
+        """
+        if not self.v1 or self._ended:
+            return False
+        self._send(self._conversation.nack(command_id, code, message, retry_after), "nack")
+        return True
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The end
+
+    def drain(self) -> Deferred[int]:
+        """
+        Send nothing new and wait for the receipts of what is in flight.
+
+        :return: fires with the number of entries that got no receipt, as soon as it is 0 or the connection ends.
+        """
+        self._draining = True
+        if self._ack_call is not None and self._ack_call.active():
+            self._ack_call.cancel()
+            self._send_acks()
+        if self._ended or not len(self._window):
+            return succeed(len(self._window))
+        return self._drained.wait()
+
+    def close(self) -> None:
+        """Say goodbye with a close frame (RFC 6455 section 7.1.1)."""
+        self._connection.close(1000, "agent leaves")
+
+    def kill(self, error: CommsError) -> None:
+        """Drop the connection at once."""
+        self._connection.kill(error)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Inside
+
+    def _handle(self, events: Sequence[object]) -> None:
+        for event in events:
+            if self._ended:
+                return
+            match event:
+                case Acked(ids):
+                    seqs = self._window.settle(ids)
+                    if len(seqs) != len(ids):
+                        self._metrics.message("ack", "in", "stray")
+                    if seqs:
+                        self._receipts(seqs)
+                case CommandArrived():
+                    self._events.command(self, event)
+                case Reply(payload):
+                    self._send(payload, "reply")
+                case Registered():
+                    self._register()
+                case Nacked():
+                    self._nacked(event)
+                case Pushed(push):
+                    self._metrics.message("push", "in", "ok")
+                    self._events.pushed(push)
+                case Invalid(reason, detail):
+                    self._invalid(reason, detail)
+                case GoingAway():
+                    self._on_going_away(event)
+                case SettingsArrived():
+                    self._events.settings(event)
+
+    def _register(self) -> None:
+        if self._register_call is not None and self._register_call.active():
+            self._register_call.cancel()
+        self._register_call = None
+        self.registered = True
+        self._on_registered()
+
+    def _nacked(self, event: Nacked) -> None:
+        seq = self._window.seq_of(event.id)
+        if seq is None:
+            self._metrics.message("nack", "in", "stray")
+            return
+        self._window.settle_seqs([seq])
+        self._events.refused(self, seq, event)
+        self._progressed()
+
+    def _receipts(self, seqs: Sequence[int]) -> None:
+        self._metrics.receipt(self.backend)
+        self._events.receipts(self, seqs)
+        self._progressed()
+
+    def _progressed(self) -> None:
+        self._progress_at = self._clock.seconds()
+        if self._draining and not len(self._window):
+            self._drained.fire(0)
+
+    def _invalid(self, reason: str, detail: str) -> None:
+        self._metrics.invalid(reason)
+        suppressed = self._burst.allow(reason)
+        if suppressed is not None:
+            self.log.warn(
+                "{backend} sent what cannot be used: {reason}: {detail} ({suppressed} more like it before)",
+                event="link.invalid",
+                backend=self.backend,
+                reason=reason,
+                detail=detail,
+                suppressed=suppressed,
+            )
+
+    def _send(self, payload: bytes, kind: str) -> None:
+        sent = self._connection.send(payload)
+        self._metrics.message(kind, "out", "ok" if sent else "lost")
+        if sent:
+            self._metrics.traffic("out", "websocket", len(payload))
+
+    def _ping(self, payload: bytes | None) -> None:
+        if payload is not None and self._connection.ping(payload):
+            self._keepalive.pinged(self._clock.seconds())
+
+    def _check(self) -> None:
+        """Ask the keep-alive what to do, do it, and come back when it says."""
+        self._check_call = None
+        now = self._clock.seconds()
+        stuck = now - self._progress_at - self._settings.receipt_timeout if len(self._window) else -1.0
+        if stuck >= 0:
+            self._connection.kill(PeerSilent(f"no receipt for {len(self._window)} results in flight"))
+            return
+        wait = self._settings.ping_interval
+        match self._keepalive.check(now):
+            case Dead(reason):
+                self._connection.kill(PeerSilent(reason))
+                return
+            case SendPing():
+                if not self._connection.ping(self._barrier.probe()):
+                    self._connection.kill(ConnectionEnded("the connection no longer takes what is sent"))
+                    return
+                self._keepalive.pinged(now)
+                wait = self._settings.ping_timeout
+            case Wait(seconds):
+                wait = seconds
+        if not self._ended:
+            if len(self._window):
+                wait = min(wait, self._progress_at + self._settings.receipt_timeout - now)
+            self._check_call = self._clock.callLater(max(wait, 0.05), self._check)

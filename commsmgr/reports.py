@@ -1,0 +1,288 @@
+"""
+What the agent says of itself: the heartbeat and the inventory, put together and sent.
+
+The heartbeat is a pulse: built when it is sent, kept nowhere. The inventory is a state: a newer one replaces an unsent
+older one in the outbox, and content that the backend already has is not sent again before ``inventory.resend_after``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from commsmgr import config
+from commsmgr.errors import InvalidMessage, PeerViolation
+from commsmgr.interfaces import MachineSource
+from commsmgr.messages import (
+    CommandEnvelope,
+    Delivery,
+    Heartbeat,
+    HeartbeatAnswer,
+    Inventory,
+    InventoryAnswer,
+    JSONObject,
+    SystemHealth,
+)
+from commsmgr.observe.metrics import Metrics
+from commsmgr.requests import Requests
+from commsmgr.session.conversation import CommandArrived
+from commsmgr.sources import stable_view
+from commsmgr.spool import Entry, Lane, Outbox
+from commsmgr.status import QueueStatus
+from commsmgr.transport.http import HTTPResponse
+
+T = TypeVar("T")
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who the agent is to its backend."""
+
+    machine_id: str
+    hostname: str
+    agent_version: str
+
+
+class Heartbeats:
+    """
+    Sends heartbeats, and is a source of commands: those that come in the answers.
+
+    :param in_thread: runs a function in a thread, since asking the machine how it is may block.
+    :param activity: (commands waiting, commands running).
+    :param on_command: takes a command that came in an answer.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        machine: MachineSource,
+        requests: Requests,
+        in_thread: Callable[[Callable[[], SystemHealth]], Deferred[SystemHealth]],
+        seconds: Callable[[], float],
+        wall: Callable[[], float],
+        timestamp: Callable[[], str],
+        new_id: Callable[[], str],
+        queue: Callable[[], QueueStatus],
+        activity: Callable[[], tuple[int, int]],
+        last_inventory: Callable[[], str],
+        on_command: Callable[[Heartbeats, CommandArrived], None],
+        metrics: Metrics,
+    ) -> None:
+        self._identity = identity
+        self._machine = machine
+        self._requests = requests
+        self._in_thread = in_thread
+        self._seconds = seconds
+        self._wall = wall
+        self._timestamp = timestamp
+        self._new_id = new_id
+        self._queue = queue
+        self._activity = activity
+        self._last_inventory = last_inventory
+        self._on_command = on_command
+        self._metrics = metrics
+        self._began = seconds()
+        self._acked: list[str] = []
+
+    async def send(self, status: str = "online", *, deadline: float | None = None) -> HeartbeatAnswer:
+        """
+        Send one heartbeat.
+
+        :param deadline: seconds for all attempts together.
+        :raise CommsError: it could not be delivered; nothing is kept of it.
+        """
+        health = await self._in_thread(self._machine.health)
+        queue = self._queue()
+        pending, running = self._activity()
+        acked, self._acked = self._acked, []
+        oldest = queue.oldest_event_at
+        beat = Heartbeat(
+            machine_id=self._identity.machine_id,
+            hostname=self._identity.hostname,
+            timestamp=self._timestamp(),
+            status=status,
+            agent_version=self._identity.agent_version,
+            uptime_seconds=int(self._seconds() - self._began),
+            last_inventory=self._last_inventory(),
+            system_health=health,
+            pending_commands=pending,
+            active_tasks=running,
+            delivery=Delivery(
+                queued_events=queue.events,
+                queued_bytes=queue.event_bytes,
+                oldest_event_seconds=0.0 if oldest is None else max(self._wall() - oldest, 0.0),
+                outage_budget_seconds=queue.outage_budget,
+            ),
+            acked_commands=acked,
+        )
+        try:
+            response = await self._requests.send(
+                "POST",
+                "/heartbeat",
+                body=msgspec.json.encode(beat),
+                idempotency_key=self._new_id(),
+                deadline=deadline,
+                check=_read,
+            )
+        except BaseException:
+            self._metrics.message("heartbeat", "out", "failed")
+            # The backend may not have read them: confirmed once more by the next heartbeat.
+            self._acked = acked + self._acked
+            raise
+        self._metrics.message("heartbeat", "out", "acked")
+        self.log.info(
+            "heartbeat answered after {milliseconds:.0f} ms",
+            event="heartbeat.answered",
+            milliseconds=response.elapsed * 1000,
+        )
+        answer = _read(response)
+        self._take_commands(answer)
+        return answer
+
+    def _take_commands(self, answer: HeartbeatAnswer) -> None:
+        for raw in answer.commands:
+            try:
+                command = msgspec.json.decode(raw, type=CommandEnvelope)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                self._metrics.invalid("heartbeat-command")
+                continue
+            self._on_command(self, CommandArrived(command.id, "", command.data))
+
+    def acknowledge(self, command_id: str) -> None:
+        """The command is in the inbox; the next heartbeat says so."""
+        self._acked.append(command_id)
+
+    def refuse(self, command_id: str, code: str, message: str, retry_after: float | None) -> bool:
+        """A command that is not confirmed comes again with a later answer: to say nothing is to refuse."""
+        return True
+
+
+def _read(response: HTTPResponse) -> HeartbeatAnswer:
+    """
+    Read the answer to a heartbeat.
+
+    :raise PeerViolation: it is no such answer; a portal or a proxy says 200 to everything, and proves nothing.
+    """
+    try:
+        return msgspec.json.decode(response.body, type=HeartbeatAnswer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerViolation(f"the answer to a heartbeat (HTTP {response.status}) is not a backend's: {error}") from error
+
+
+class Inventories:
+    """
+    Sends inventories through the outbox.
+
+    :param in_thread: runs a function in a thread, since taking stock of a machine takes a while.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        machine: MachineSource,
+        outbox: Outbox,
+        settings: config.Inventory,
+        max_body_bytes: int,
+        in_thread: Callable[[Callable[[], JSONObject]], Deferred[JSONObject]],
+        wall: Callable[[], float],
+        timestamp: Callable[[], str],
+        new_id: Callable[[], str],
+        metrics: Metrics,
+    ) -> None:
+        self._identity = identity
+        self._machine = machine
+        self._outbox = outbox
+        self._settings = settings
+        self._max_body_bytes = max_body_bytes
+        self._in_thread = in_thread
+        self._wall = wall
+        self._timestamp = timestamp
+        self._new_id = new_id
+        self._metrics = metrics
+        self._sent: tuple[bytes, float] = (b"", 0.0)
+        self._fingerprints: dict[str, bytes] = {}
+        self.last_accepted = ""
+
+    async def send(self, data: JSONObject | None = None, *, force: bool = False) -> str | None:
+        """
+        Put an inventory into the outbox.
+
+        :param data: the inventory; None to take it from the machine.
+        :param force: send it although the backend has the same.
+        :return: the message's id once it is durable, or None when the backend already has this content.
+        :raise InvalidMessage: ``data`` is no JSON object, or larger than ``delivery.max_body_bytes``.
+        :raise SpoolError: it could not be kept.
+        """
+        if data is None:
+            data = await self._in_thread(self._machine.inventory)
+        if not isinstance(data, dict):
+            raise InvalidMessage(f"an inventory is a JSON object, not {type(data).__name__}")
+        encoded = encode(data)
+        fingerprint = sha256(msgspec.json.encode(stable_view(data), order="deterministic")).digest()
+        known, at = self._sent
+        if not force and fingerprint == known and 0 <= self._wall() - at < self._settings.resend_after:
+            self._metrics.message("inventory", "out", "unchanged")
+            return None
+        body = msgspec.json.encode(
+            Inventory(
+                machine_id=self._identity.machine_id,
+                timestamp=self._timestamp(),
+                checksum=sha256(encoded).hexdigest(),
+                data=msgspec.Raw(encoded),
+            )
+        )
+        if len(body) > self._max_body_bytes:
+            raise InvalidMessage(f"the inventory has {len(body)} bytes, more than {self._max_body_bytes}")
+        message_id = self._new_id()
+        await self._outbox.put(lane=Lane.STATE, kind="inventory", id=message_id, body=body, key="inventory")
+        self._fingerprints = {message_id: fingerprint}
+        return message_id
+
+    def delivered(self, entry: Entry, response: HTTPResponse) -> None:
+        """The backend has taken an inventory."""
+        self._sent = (self._fingerprints.pop(entry.id, b""), self._wall())
+        self.last_accepted = self._timestamp()
+        sent = msgspec.json.decode(entry.body, type=Inventory).checksum
+        try:
+            received = msgspec.json.decode(response.body, type=InventoryAnswer).checksum_received
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._metrics.invalid("inventory-answer")
+            received = ""
+        if received and received != sent:
+            self._metrics.message("inventory", "out", "checksum-differs")
+            self._sent = (b"", 0.0)
+            self.log.warn(
+                "the backend stored an inventory with checksum {received}, sent was {sent}; it will be sent again",
+                event="inventory.checksum-differs",
+                received=received[:80],
+                sent=sent,
+            )
+            return
+        self.log.info(
+            "inventory accepted after {milliseconds:.0f} ms",
+            event="inventory.accepted",
+            milliseconds=response.elapsed * 1000,
+            message_id=entry.id,
+        )
+
+
+def encode(value: Any) -> bytes:
+    """
+    Encode what the agent passed.
+
+    :raise InvalidMessage: it has something that JSON cannot say; it says what.
+    """
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
+        raise InvalidMessage(f"not JSON: {type(error).__name__}: {error}") from error

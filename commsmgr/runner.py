@@ -1,0 +1,175 @@
+"""Runs the embedding agent's handler on commands: a few at once, each within its time, each with exactly one result."""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from commsmgr.channel import CommandChannel
+from commsmgr.errors import CommsError, InvalidMessage, NotRunning, UsageError
+from commsmgr.interfaces import CommandHandler
+from commsmgr.messages import Command, Result
+from commsmgr.observe.metrics import Metrics
+
+AGAIN = 1.0
+"""Seconds between attempts to store a result that the spool has no room for."""
+
+
+class CommandRunner:
+    """
+    Takes commands from the channel and runs the handler on them.
+
+    A result for which the spool has no room stays here and keeps its place among the ``concurrency``: that stops the
+    channel, and through it the intake, until there is room.
+
+    :param concurrency: how many commands run at once.
+    :param report: stores a result; its Deferred fires when it is durable.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        channel: CommandChannel,
+        handler: CommandHandler,
+        *,
+        concurrency: int,
+        report: Callable[[Result], Deferred[str]],
+        clock: IReactorTime,
+        metrics: Metrics,
+    ) -> None:
+        self._channel = channel
+        self._handler = handler
+        self._concurrency = concurrency
+        self._report = report
+        self._clock = clock
+        self._metrics = metrics
+        self._loops: list[Deferred[None]] = []
+        self.running = 0
+
+    def start(self) -> None:
+        """Begin to take commands."""
+        self._loops = [Deferred.fromCoroutine(self._loop()) for _ in range(self._concurrency)]
+
+    async def stop(self, deadline: float) -> None:
+        """
+        Let what runs come to its end, but no longer than ``deadline`` seconds; then cancel it.
+
+        A command that is cancelled here has no result: it is reported as interrupted, or offered again, after the next
+        start.
+        """
+        loops, self._loops = self._loops, []
+
+        def give_up() -> None:
+            for loop in loops:
+                loop.cancel()
+
+        cancel = self._clock.callLater(deadline, give_up)
+        for loop in loops:
+            await loop
+        if cancel.active():
+            cancel.cancel()
+
+    async def _loop(self) -> None:
+        while True:
+            try:
+                command = await self._channel.get()
+            except (NotRunning, CancelledError):
+                return
+            except CommsError as error:
+                self.log.warn("{error}", event="command.not-offered", error=str(error))
+                await deferLater(self._clock, AGAIN)
+                continue
+            self.running += 1
+            try:
+                await self._run(command)
+            except CancelledError:
+                return
+            finally:
+                self.running -= 1
+
+    async def _run(self, command: Command) -> None:
+        began = self._clock.seconds()
+        result = await self._outcome(command)
+        took = self._clock.seconds() - began
+        result = _completed(result, command, took)
+        self._metrics.command_finished(result.status, took)
+        self.log.info(
+            "command {message_id} ({type}): {status} after {seconds:.3f} s",
+            event="command.finished",
+            message_id=command.id,
+            type=command.type,
+            status=result.status,
+            seconds=took,
+        )
+        while True:
+            try:
+                await self._report(result)
+                return
+            except InvalidMessage as error:
+                result = command.error(f"the result could not be sent: {error}")
+            except UsageError as error:
+                # Reported already, by the handler itself, or the manager stops: the inbox says what is true.
+                self.log.debug("{error}", event="command.not-reported", error=str(error), message_id=command.id)
+                return
+            except CommsError as error:
+                self.log.warn(
+                    "the result of {message_id} waits: {error}",
+                    event="command.result-waits",
+                    message_id=command.id,
+                    error=str(error),
+                )
+                await deferLater(self._clock, AGAIN)
+
+    async def _outcome(self, command: Command) -> Result:
+        try:
+            outcome = self._handler(command)
+            if isawaitable(outcome):
+                outcome = await _deferred(outcome).addTimeout(command.timeout, self._clock)
+        except TimeoutError:
+            return Result(
+                command_id=command.id,
+                status="timeout",
+                error=f"not finished within {command.timeout:g} s",
+                exit_code=1,
+            )
+        except CancelledError:
+            raise
+        except Exception as error:
+            self.log.failure("the handler failed on {message_id}", event="command.failed", message_id=command.id)
+            return command.error(f"{type(error).__name__}: {error}")
+        if not isinstance(outcome, Result):
+            return command.error(f"the handler returned {type(outcome).__name__}, not a Result")
+        return outcome
+
+
+def _deferred(outcome: Awaitable[Result]) -> Deferred[Result]:
+    """Make a Deferred of whatever a handler returns: a Deferred, a coroutine, or a Future on the asyncio reactor."""
+    if isinstance(outcome, Deferred):
+        return outcome
+    if isinstance(outcome, Future):
+        return Deferred.fromFuture(outcome)
+
+    async def wait() -> Result:
+        return await outcome
+
+    return Deferred.fromCoroutine(wait())
+
+
+def _completed(result: Result, command: Command, took: float) -> Result:
+    """Fill in what the handler need not say."""
+    return Result(
+        command_id=command.id,
+        key=command.key,
+        status=result.status,
+        output=result.output,
+        error=result.error,
+        exit_code=result.exit_code,
+        execution_time=result.execution_time or took,
+    )

@@ -1,0 +1,177 @@
+"""``twistd commsmgr``: the command line, and the service that it makes."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import time
+from random import SystemRandom
+from typing import Any, ClassVar, TextIO, cast
+
+import msgspec
+from twisted.application.service import MultiService, Service
+from twisted.logger import ILogObserver
+from twisted.python.failure import Failure
+from twisted.python.logfile import LogFile
+from twisted.python.usage import Options as UsageOptions
+
+from commsmgr import settings
+from commsmgr.config import Config
+from commsmgr.errors import ConfigError
+from commsmgr.handlers import BuiltinHandler
+from commsmgr.manager import Manager
+from commsmgr.observe.logs import make_observer
+from commsmgr.redact import Redactor
+from commsmgr.urls import backend_name
+
+
+class Options(UsageOptions):
+    """The command line."""
+
+    synopsis = "[--config FILE [--check] | --demo]"
+    longdesc = (
+        "Connects this machine's agent to its backend: heartbeats, inventory, commands in and results out, over "
+        "WebSocket and HTTP, with a durable queue while there is no connection. Run like this it answers the built-in "
+        "commands ping, echo, uptime and status; embed commsmgr.Manager in an agent to run others."
+    )
+    optParameters: ClassVar[list[list[Any]]] = [
+        ["config", "c", "", "configuration file (TOML)"],
+        ["log-level", None, "", "debug, info, warn or error; overrides observe.log_level"],
+        ["listen", None, "", "host:port of the status page; overrides observe.listen"],
+    ]
+    optFlags: ClassVar[list[list[Any]]] = [
+        ["check", None, "only check the configuration, say what is wrong, and exit"],
+        ["demo", None, "start a reference backend on loopback and an agent beside it, and show what they say"],
+    ]
+
+    config: Config
+
+    def opt_version(self) -> None:
+        """Show the version and exit."""
+        from commsmgr._version import __version__
+
+        print(f"commsmgr {__version__}")
+        raise SystemExit(0)
+
+    def postOptions(self) -> None:
+        """Read and check the configuration; what is wrong ends the program here, before anything starts."""
+        if self["demo"]:
+            if self["config"] or self["check"]:
+                _refuse("--demo brings its own configuration: leave out --config and --check")
+            return
+        if not self["config"]:
+            _refuse("which configuration? Give --config FILE, or --demo to look around")
+        try:
+            self.config = self._overridden(settings.load(self["config"], os.environ))
+        except ConfigError as error:
+            _refuse("\n".join(str(one) for one in (error, *error.others)))
+        if self["check"]:
+            names = ", ".join(backend_name(backend) for backend in self.config.backends)
+            print(f"{self['config']}: the configuration is valid (backends: {names})")
+            raise SystemExit(0)
+
+    def _overridden(self, config: Config) -> Config:
+        changes = {
+            field: self[option] for field, option in (("log_level", "log-level"), ("listen", "listen")) if self[option]
+        }
+        if not changes:
+            return config
+        observe = msgspec.structs.replace(config.observe, **changes)
+        return settings.check(msgspec.structs.replace(config, observe=observe), source="command line")
+
+
+def _refuse(why: str) -> None:
+    """End with exit code 1 and nothing but the reason: twistd's own way prints all of its help first."""
+    sys.stderr.write(f"twistd commsmgr: {why}\n")
+    raise SystemExit(1)
+
+
+class Root(MultiService):
+    """
+    The service at the top: it brings the log's observer along, and ends the process when the manager cannot start.
+
+    :param observer: takes the place of twistd's; None leaves that.
+    """
+
+    def __init__(self, observer: ILogObserver | None) -> None:
+        super().__init__()
+        self._observer = observer
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Become a child of twistd's application, which is also where it looks for the observer."""
+        if self._observer is not None and hasattr(parent, "setComponent"):
+            parent.setComponent(ILogObserver, self._observer)
+        super().setServiceParent(parent)
+
+
+def makeService(options: Options) -> Service:
+    """Return the service for ``options``. It is called before twistd forks: nothing is opened before startService."""
+    from twisted.internet import reactor
+
+    # Twisted's reactors tell the time by the wall clock. After a step back of that, no timer would fire until it has
+    # caught up: no heartbeat, no keep-alive, no deadline. There are no timers yet, so it can still be changed.
+    reactor.seconds = time.monotonic  # type: ignore[method-assign]  # that is what is meant
+    if options["demo"]:
+        from commsmgr.demo import make_demo
+
+        demo, observer = make_demo(reactor)
+        root = Root(observer)
+        demo.setServiceParent(root)
+        return root
+    config = options.config
+    redactor = Redactor(config.observe.redact)
+    root = Root(_observer(options, config, redactor))
+    manager = Manager(
+        config,
+        reactor=reactor,
+        handler=BuiltinHandler(status=lambda: manager.status(), uptime=time.monotonic),
+        redactor=redactor,
+        wall=time.time,
+        random=SystemRandom(),
+    )
+    manager.setServiceParent(root)
+    Watch(manager, reactor).setServiceParent(root)
+    return root
+
+
+class Watch(Service):
+    """Ends the process with exit code 1 when the manager cannot start: a supervisor should see that, and try again."""
+
+    def __init__(self, manager: Manager, reactor: Any) -> None:
+        self._manager = manager
+        self._reactor = reactor
+
+    def startService(self) -> None:
+        """Wait for the manager's start, which comes before this one's."""
+        super().startService()
+        self._manager.started().addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        if self.running:
+            # twistd exits with 0 whatever happens after the start; atexit is what remains after its last clean-up.
+            atexit.register(os._exit, 1)
+            self._reactor.stop()
+
+
+def _observer(options: Options, config: Config, redactor: Redactor) -> ILogObserver | None:
+    """
+    Return our observer, on the file that twistd would log to; None when twistd was told of another way.
+
+    The file is rotated by size, and on SIGUSR1, as twistd does it.
+    """
+    twistd = options.parent
+    if twistd is None or twistd.get("logger") or twistd.get("syslog"):
+        return None
+    name = twistd.get("logfile")
+    stream: TextIO
+    if name == "-" or (twistd.get("nodaemon") and not name):
+        stream = sys.stdout
+    else:
+        file = LogFile.fromFullPath(name or "twistd.log")
+        signal.signal(signal.SIGUSR1, lambda *_: file.rotate())
+        stream = cast(TextIO, file)
+    return make_observer(
+        stream, format=config.observe.log_format, level=config.observe.log_level, redactor=redactor
+    )
