@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
-from typing import TypeAlias, assert_never
+from typing import TypeAlias
 
 from msgspec import Struct
 
@@ -251,8 +251,6 @@ class Conversation:
                 return []
             case RegistrationAck():
                 return self._registered(_Input.ACKNOWLEDGED, message.data)
-            case _:
-                assert_never(message)
 
     def _registered(self, cause: _Input, data: RegistrationAckData) -> list[Event]:
         if self._state is State.AWAITING_REGISTRATION and data.machine_id not in ("", self._machine_id):

@@ -8,14 +8,14 @@ Theory of operation. There are two ways to be dead:
 - ``no-pong``: data comes, yet a ping has had no pong for ``pong_timeout``: what we send gets lost. So that there is a
   ping to miss, one is sent when the last pong is ``pong_timeout`` old, and such a loss is noticed within twice that.
 
-The clock may jump, and the machine may sleep; neither says anything about the peer:
+The clock may jump and the machine may sleep, and neither says anything about the peer. A check notices it: by a time
+before something that was noted earlier, or by coming later than it was asked to. Then everything noted so far is void,
+a ping is due at once, and it gets its whole ``timeout``: a sleeping laptop wakes up to one ping and that patience.
 
-- Backwards: a mark that lies in the future becomes now. No wait grows beyond its setting.
-- Forwards: while a ping is unanswered, waits are cut into slices of a quarter of ``timeout``. A check that comes more
-  than another quarter (and more than a second, which a busy process may need) after its slice shows that the clock
-  leapt, the machine slept or the process stalled: pings from before are void, and the next one gets its whole
-  ``timeout``. A leap by less than the slice and that allowance together may go unnoticed; it shortens the patience by
-  as much as it leapt.
+How late is late? While a ping is unanswered, waits are cut into slices of a quarter of ``timeout``; another quarter (at
+least a second, which a busy process may need) is allowed on top. So a leap ahead by more than half of ``timeout`` is
+always noticed; a smaller one may not be, and then shortens the patience by as much as it leapt. Likewise a small step
+back lengthens it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-_SLICES = 4
 _STALL = 1.0
 
 
@@ -35,7 +34,7 @@ class Wait(Struct, frozen=True, tag=True):
 
 
 class SendPing(Struct, frozen=True, tag=True):
-    """Send a ping now, call :meth:`KeepAlive.pinged` and check again."""
+    """Send a ping now, call :meth:`KeepAlive.pinged`, and check again at once to learn how long to wait."""
 
 
 class Dead(Struct, frozen=True, tag=True):
@@ -65,11 +64,12 @@ class KeepAlive:
         self._interval = interval
         self._timeout = timeout
         self._pong_timeout = pong_timeout
-        self._slice = timeout / _SLICES
-        self._slack = max(self._slice, _STALL)
+        self._slice = timeout / 4
+        self._lateness = max(self._slice, _STALL)
         self._heard = now
         self._ponged = now
         self._pinged: float | None = None
+        self._checked = now
         self._due = now
 
     def heard(self, now: float) -> None:
@@ -88,15 +88,18 @@ class KeepAlive:
 
     def check(self, now: float) -> Action:
         """Return what to do now."""
-        leapt = now > self._due + self._slack
-        self._due = now
-        self._heard = min(self._heard, now)
-        self._ponged = min(self._ponged, now)
-        if self._pinged is None or leapt:
-            self._pinged = None
+        noted = max(self._heard, self._checked, self._pinged or self._checked)
+        steady = noted <= now <= self._due + self._lateness
+        self._checked = self._due = now
+        if not steady:
+            self._heard, self._ponged, self._pinged = now - self._interval, now, None
+        if self._pinged is None:
             ping_at = min(self._heard + self._interval, self._ponged + self._pong_timeout)
-            return SendPing() if now >= ping_at else self._wait(ping_at - now)
-        self._pinged = min(self._pinged, now)
+            if now < ping_at:
+                return self._wait(ping_at - now)
+            # An owner that only comes back when the ping should have been answered is not late.
+            self._due += self._timeout
+            return SendPing()
         silent_at = max(self._heard + self._interval, self._pinged) + self._timeout
         if now >= silent_at:
             return Dead("silent")

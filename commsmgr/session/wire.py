@@ -134,14 +134,15 @@ class Decoder(Generic[M_co]):
         if levels > self._max_depth and _depth(payload) > self._max_depth:
             raise self._malformed("too-deep", f"more than {self._max_depth} levels", payload)
         try:
-            return self._union.decode(payload)
-        except msgspec.ValidationError as error:
-            return self._push(payload, str(error))
-        except msgspec.DecodeError as error:
-            raise self._malformed("not-json", str(error), payload) from None
+            try:
+                return self._union.decode(payload)
+            except msgspec.ValidationError as error:
+                return self._push(payload, str(error))
+            except msgspec.DecodeError as error:
+                raise Malformed("not-json", _printable(str(error))) from None
         except RecursionError:
             # The stack was nearly used up when we were called: the limit of depth alone does not prevent this.
-            raise self._malformed("too-deep", "more levels than the stack has room for", payload) from None
+            raise Malformed("too-deep", "more levels than the stack has room for") from None
 
     def _push(self, payload: bytes, detail: str) -> Push:
         """Return as a push what does not fit into the union, if it is of an unknown type."""
@@ -149,8 +150,8 @@ class Decoder(Generic[M_co]):
             head = _head.decode(payload)
         except msgspec.ValidationError:
             raise Malformed("not-object", "a message must be a JSON object") from None
-        except (msgspec.DecodeError, RecursionError):
-            raise Malformed("not-json", _printable(detail)) from None
+        except msgspec.DecodeError as error:
+            raise Malformed("not-json", _printable(str(error))) from None
         name = _string(_type_name, head.type)
         if name is None:
             raise self._malformed("no-type", "a message needs a `type` of 1 to 200 characters", payload)
