@@ -10,12 +10,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from random import Random
 from typing import Any, TypeVar
 
-from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -25,20 +21,20 @@ from commsmgr import credentials
 from commsmgr._version import __version__
 from commsmgr.backends import Backends, Line
 from commsmgr.channel import CommandChannel
-from commsmgr.config import Backend, Config
+from commsmgr.config import Backend
 from commsmgr.delivery import Delivery
-from commsmgr.errors import CommsError, NotRunning
+from commsmgr.environment import Environment
+from commsmgr.errors import CommsError
 from commsmgr.ids import IdSource
 from commsmgr.intake import Intake
-from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
+from commsmgr.interfaces import TokenProvider
 from commsmgr.link import Link
 from commsmgr.messages import FromBackend, Push, Result
-from commsmgr.observe import health
 from commsmgr.observe.metrics import Metrics
 from commsmgr.observe.site import StatusSite
 from commsmgr.openlink import LinkEvents, OpenLink
+from commsmgr.overview import Overview
 from commsmgr.policy.breaker import Breaker
-from commsmgr.policy.budget import OutageBudget
 from commsmgr.redact import Redactor
 from commsmgr.reports import Heartbeats, Identity, Inventories
 from commsmgr.requests import Requests
@@ -50,7 +46,6 @@ from commsmgr.session.conversation import Conversation, SettingsArrived
 from commsmgr.session.wire import Decoder
 from commsmgr.sources import default_source, machine_id
 from commsmgr.spool import Opened, Spool
-from commsmgr.status import BackendStatus, QueueStatus, Registered, Status, Waiting
 from commsmgr.transport.endpoint import Dialer, TLSFacts
 from commsmgr.transport.http import HTTPClient
 from commsmgr.urls import Target, backend_name, http_target
@@ -60,44 +55,6 @@ T = TypeVar("T")
 
 HOUSEKEEPING = 30.0
 """Seconds between two looks for what has expired."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """What a manager was given, and what each of its runs is built from; the fields are :class:`Manager`'s parameters."""
-
-    config: Config
-    reactor: Any
-    registry: CollectorRegistry
-    handler: CommandHandler | None
-    on_push: PushHandler | None
-    token: TokenProvider | None
-    machine: MachineSource | None
-    redactor: Redactor
-    wall: Callable[[], float]
-    random: Random
-
-    @property
-    def version(self) -> str:
-        """The agent's version, as backends hear it."""
-        return self.config.agent_version or __version__
-
-    def timestamp(self) -> str:
-        """Return the time now as RFC 3339, in UTC."""
-        return datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-    def idle_status(self, failed: CommsError | None) -> Status:
-        """Return the status of a manager that does not run."""
-        return Status(
-            running=False,
-            connected=False,
-            reachable=False,
-            machine_id=machine_id(self.config.machine_id),
-            version=self.version,
-            backends=(),
-            queue=QueueStatus(),
-            problems=(str(failed),) if failed is not None else (),
-        )
 
 
 class _NotedToken:
@@ -136,16 +93,13 @@ class Run:
         self._environment = env = environment
         self._config = config = env.config
         self._on_connected = on_connected
-        self._opened = False
         self._open_waiters: Waiters[None] = Waiters()
-        self._set_aside: str | None = None
         reactor = env.reactor
         self.new_id = IdSource(env.wall, env.random)
         self.metrics = Metrics(env.registry, seconds=env.wall)
         self._identity = Identity(machine_id(config.machine_id), socket.gethostname(), env.version)
         provider = env.token or credentials.from_config(config.auth, os.environ)
         self._token = _NotedToken(provider, env.redactor, self.metrics)
-        self._outage = OutageBudget(reactor.seconds)
         self.spool = Spool(config.spool, reactor=reactor, wall=env.wall)
         self.channel = CommandChannel(self.spool.inbox.offered)
         self.intake = Intake(
@@ -171,6 +125,7 @@ class Run:
             metrics=self.metrics,
         )
         self.metrics.configured(line.name for line in self.backends.lines)
+        self.overview = Overview(env, backends=self.backends, spool=self.spool, machine_id=self._identity.machine_id)
         self.requests = Requests(
             self.backends, whole=config, token=self._token, clock=reactor, wall=env.wall, random=env.random
         )
@@ -199,11 +154,11 @@ class Run:
         )
         listen = config.observe.listen
         self.site = (
-            StatusSite(listen, reactor=reactor, registry=env.registry, status=lambda: self.status(None))
+            StatusSite(listen, reactor=reactor, registry=env.registry, status=lambda: self.overview.status(None))
             if listen
             else None
         )
-        self.metrics.watch(self._queue)
+        self.metrics.watch(self.overview.queue)
         self.service = OrderedService(self._steps(), stop_deadline=config.stop_deadline, clock=reactor)
 
     def _line(self, backend: Backend, events: LinkEvents) -> Line:
@@ -257,7 +212,7 @@ class Run:
             wall=env.wall,
             timestamp=env.timestamp,
             new_id=self.new_id,
-            queue=self._queue,
+            queue=self.overview.queue,
             activity=lambda: (len(self.channel), 0 if self.runner is None else self.runner.running),
             last_inventory=lambda: self.inventories.last_accepted,
             on_command=self.intake.arrived,
@@ -314,7 +269,7 @@ class Run:
 
     async def when_open(self, call: Callable[[Run], Any]) -> Any:
         """Do ``call`` as soon as the spool is open: a manager that has just been started already takes messages."""
-        if not self._opened:
+        if not self.overview.running:
             await self._open_waiters.wait()
         return await call(self)
 
@@ -335,66 +290,17 @@ class Run:
             body=body,
             ttl=ttl,
         )
-        self._outage.accepted(len(body))
+        self.overview.accepted(len(body))
         self.metrics.message("command_result", "out", "accepted")
         return message_id
-
-    def status(self, failed: CommsError | None) -> Status:
-        """Say how things stand."""
-        lines = self.backends.lines
-        connected = any(isinstance(line.link.state, Registered) for line in lines)
-        return Status(
-            running=self._opened,
-            connected=connected or (not self._config.websocket.enabled and any(line.reachable for line in lines)),
-            reachable=connected or any(line.reachable for line in lines),
-            machine_id=self._identity.machine_id,
-            version=self._identity.agent_version,
-            backends=tuple(
-                BackendStatus(
-                    name=line.name,
-                    url=line.http_target.join(""),
-                    active=line is self.backends.active,
-                    link=line.link.state,
-                    breaker=line.breaker.state,
-                    last_receipt=line.last_receipt,
-                    last_error=self._environment.redactor(line.link.last_error),
-                )
-                for line in lines
-            ),
-            queue=self._queue(),
-            problems=tuple(self._problems(failed)),
-        )
-
-    def _problems(self, failed: CommsError | None) -> list[str]:
-        problems = [] if failed is None else [str(failed)]
-        if self._set_aside is not None:
-            problems.append(f"the spool could not be read and was set aside as {self._set_aside}")
-        active = self.backends.active
-        if isinstance(active.link.state, Waiting):
-            problems.append(f"not connected to {active.name}: {active.link.state.reason}")
-        return [self._environment.redactor(problem) for problem in problems]
-
-    def _queue(self) -> QueueStatus:
-        stats, bounds = self.spool.outbox.stats, self._config.spool
-        return QueueStatus(
-            events=stats.events,
-            event_bytes=stats.event_bytes,
-            states=stats.states,
-            dead_letters=stats.dead_letters,
-            oldest_event_at=stats.oldest_event_at,
-            outage_budget=self._outage.seconds_left(
-                bounds.max_events - stats.events, bounds.max_bytes - stats.event_bytes
-            ),
-            open_commands=self.spool.inbox.open_count,
-        )
 
     # -----------------------------------------------------------------------------------------------------------------
     # Where lines meet
 
     async def _open_spool(self) -> None:
         opened: Opened = await self.spool.open()
-        self._set_aside = opened.set_aside
-        self._opened = True
+        self.overview.set_aside = opened.set_aside
+        self.overview.running = True
         self.intake.recover(opened)
         self._open_waiters.fire(None)
 
@@ -443,7 +349,7 @@ class Run:
         Deferred.fromCoroutine(self.report(result)).addErrback(self._not_reported, result)
 
     def _not_reported(self, failure: Failure, result: Result) -> None:
-        failure.trap(CommsError, NotRunning)
+        failure.trap(CommsError)
         self.log.warn(
             "the {status} of {message_id} could not be reported: {error}",
             event="command.not-reported",

@@ -1,10 +1,10 @@
 """
 The ordered list of backends: which one the WebSocket goes to, which one the next HTTP request goes to.
 
-One backend is active at a time. When its breaker opens, the first backend in the list that works takes over. A preferred
-backend comes back by proof, not by hope: when its breaker lets a probe through, the next HTTP request (usually a
-heartbeat) goes there; its success closes the breaker and the WebSocket moves back. The old link is said goodbye to
-before the new one is started, so that a machine never has two.
+One backend is active at a time. When its breaker opens, the first backend in the list that works takes over. A
+preferred backend comes back by proof, not by hope: when its breaker lets a probe through, the next HTTP request
+(usually a heartbeat) goes there; its success closes the breaker and the WebSocket moves back. The old link is said
+goodbye to before the new one is started, so that a machine never has two.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ class Backends:
 
     def _breaker_changed(self, line: Line, state: str) -> None:
         self._metrics.breaker(line.name, state)
-        self.log.info(
-            "the breaker of {backend} is {state}", event="breaker.changed", backend=line.name, state=state
-        )
+        self.log.info("the breaker of {backend} is {state}", event="breaker.changed", backend=line.name, state=state)
         if state == "closed" and line is self.active:
             line.link.permit_free()
         if self._running and not self._moving:
@@ -120,9 +118,7 @@ class Backends:
 
     async def _move(self, chosen: Line) -> None:
         old, self.active = self.active, chosen
-        self.log.warn(
-            "moving from {old} to {backend}", event="backends.moved", old=old.name, backend=chosen.name
-        )
+        self.log.warn("moving from {old} to {backend}", event="backends.moved", old=old.name, backend=chosen.name)
         if self._websocket:
             await old.link.stop(GOODBYE)
         self._moving = False

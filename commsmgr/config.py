@@ -42,7 +42,9 @@ class Backend(_Section, frozen=True, kw_only=True):
     websocket_url: Annotated[
         str, _said("URL of the WebSocket; empty: `url` with ws:// or wss:// and `/ws` appended")
     ] = ""
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}$", description="label in logs and metrics; empty: host and port")] = ""
+    name: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}$", description="label in logs and metrics; empty: host and port")
+    ] = ""
     insecure: Annotated[
         bool, _said("allow sending the token over plain http:// or ws:// to a host that is not loopback")
     ] = False
@@ -139,7 +141,9 @@ class Spool(_Section, frozen=True, kw_only=True):
     ] = "full"
     max_events: Annotated[int, _count("events held")] = 100_000
     max_bytes: Annotated[int, _bytes("bytes of event bodies held", ge=1024)] = 256 << 20
-    max_age: Annotated[float, _seconds("events older than this become dead letters; 0: never", ge=0, le=10 * 365 * 86400)] = 0
+    max_age: Annotated[
+        float, _seconds("events older than this become dead letters; 0: never", ge=0, le=10 * 365 * 86400)
+    ] = 0
     max_dead_letters: Annotated[int, _count("dead letters kept; the oldest give way", ge=0)] = 10_000
     remember_commands: Annotated[
         float, _seconds("how long finished commands are remembered to recognise duplicates", ge=60, le=365 * 86400)
@@ -164,7 +168,9 @@ class Commands(_Section, frozen=True, kw_only=True):
     max_timeout: Annotated[float, _seconds("longest timeout a command may ask for", gt=0, le=30 * 86400)] = 3600.0
     safe_to_repeat: Annotated[
         tuple[str, ...],
-        _said("command types that are offered again after a crash (marked redelivered) instead of being reported as interrupted"),
+        _said(
+            "command types that are offered again after a crash, marked redelivered, and not reported as interrupted"
+        ),
     ] = ()
 
 
@@ -207,12 +213,13 @@ class Config(_Section, frozen=True, kw_only=True):
     backends: Annotated[tuple[Backend, ...], Meta(min_length=1, max_length=100, description="in order of preference")]
     machine_id: Annotated[
         str,
-        Meta(pattern=r"^[ -~]{0,200}$", description="who this agent is to the backend; empty: /etc/machine-id, or else the host name"),
+        Meta(
+            pattern=r"^[ -~]{0,200}$",
+            description="who this agent is to the backend; empty: /etc/machine-id, or else the host name",
+        ),
     ] = ""
     agent_version: Annotated[str, _said("reported in heartbeats; empty: commsmgr's own version")] = ""
-    stop_deadline: Annotated[
-        float, _seconds("for an orderly stop: flush, goodbye, close", gt=0, le=600)
-    ] = 10.0
+    stop_deadline: Annotated[float, _seconds("for an orderly stop: flush, goodbye, close", gt=0, le=600)] = 10.0
     auth: Auth = Auth()
     tls: TLS = TLS()
     http: HTTP = HTTP()

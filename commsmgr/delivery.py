@@ -173,7 +173,6 @@ class Delivery:
     # The event lane
 
     async def _deliver_events(self) -> None:
-        reader = self._readers[Lane.EVENT]
         while True:
             now = self._clock.seconds()
             link = self._link

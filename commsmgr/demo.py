@@ -149,7 +149,8 @@ class Demo(Service):
         result = await self._backend.when_result(command_id)
         took = (self._reactor.seconds() - began) * 1000
         self._screen.say(
-            "backend", f"has the result of {command_id} after {took:.0f} ms: {result.status} {result.output or result.error}"
+            "backend",
+            f"has the result of {command_id} after {took:.0f} ms: {result.status} {result.output or result.error}",
         )
 
     def _failed(self, failure: Failure) -> None:

@@ -65,9 +65,7 @@ class ConfigError(CommsError):
     :param others: further mistakes found at the same time; their sentences follow, a line each.
     """
 
-    def __init__(
-        self, fact: str, *, key: str = "", source: str = "code", others: tuple[ConfigError, ...] = ()
-    ) -> None:
+    def __init__(self, fact: str, *, key: str = "", source: str = "code", others: tuple[ConfigError, ...] = ()) -> None:
         sentence = ": ".join(part for part in (source, key, fact) if part)
         super().__init__("\n".join([sentence, *map(str, others)]))
         self.key = key
@@ -221,9 +219,7 @@ class HTTPStatusError(TransportError):
     :param retry_after: seconds the backend asked to wait, or None.
     """
 
-    def __init__(
-        self, fact: str = "", *, status: int, body: bytes = b"", retry_after: float | None = None
-    ) -> None:
+    def __init__(self, fact: str = "", *, status: int, body: bytes = b"", retry_after: float | None = None) -> None:
         super().__init__(fact, may_have_arrived=True)
         self.status = status
         self.body = body

@@ -145,9 +145,7 @@ class Intake:
 
     def _refuse(self, source: CommandSource, arrived: CommandArrived, why: str) -> None:
         self._metrics.message("command", "in", "refused")
-        self.log.warn(
-            "command {message_id} not taken: {why}", event="command.refused", message_id=arrived.id, why=why
-        )
+        self.log.warn("command {message_id} not taken: {why}", event="command.refused", message_id=arrived.id, why=why)
         if not source.refuse(arrived.id, "busy", why, REFUSED_FOR):
             self._report(Result(command_id=arrived.id, status="rejected", error=why, exit_code=1))
 

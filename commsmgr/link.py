@@ -254,4 +254,3 @@ class Link:
         if link is not None:
             self.state = Draining(self._wall())
             link.drain().addCallback(lambda _: link.close())
-

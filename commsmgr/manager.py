@@ -20,14 +20,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr import settings
-from commsmgr.assembly import Environment, Run
+from commsmgr.assembly import Run
 from commsmgr.channel import CommandChannel
 from commsmgr.config import Config
+from commsmgr.environment import Environment
 from commsmgr.errors import CommsError, InvalidMessage, NotRunning
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.messages import HeartbeatAnswer, JSONObject, Result
+from commsmgr.overview import idle
 from commsmgr.redact import Redactor
 from commsmgr.reports import encode
+from commsmgr.sources import machine_id
 from commsmgr.status import Status
 from commsmgr.transport.http import HTTPResponse
 from commsmgr.waiters import Waiters
@@ -252,8 +255,8 @@ class Manager(MultiService):
         :param json: encoded as the body; or pass ``body`` as bytes.
         :param timeout: seconds for all attempts together.
         :param attempts: how often to try; ``http.attempts`` by default, 1 for no retry.
-        :param idempotency_key: the same in every attempt, so that the backend can tell a repetition; by default an id of
-            its own for each call.
+        :param idempotency_key: the same in every attempt, so that the backend can tell a repetition; by default an id
+            of its own for each call.
         :return: fires with a 2xx response. Cancelling aborts; the request may have arrived.
         :raise HTTPStatusError: any other status, at once where trying again cannot help.
         :raise InvalidMessage: the request cannot be sent as it is.
@@ -295,8 +298,8 @@ class Manager(MultiService):
     def status(self) -> Status:
         """Say how things stand; needs no I/O and works in every state."""
         if self._run is not None:
-            return self._run.status(self._failed)
-        return self._environment.idle_status(self._failed)
+            return self._run.overview.status(self._failed)
+        return idle(self._environment, machine_id(self._environment.config.machine_id), self._failed)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Inside

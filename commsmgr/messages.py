@@ -16,7 +16,9 @@ from msgspec import Meta, Struct, field
 
 # A peer's id is echoed into logs, JSON and an HTTP header: printable ASCII keeps all three safe. The look-ahead at the
 # end refuses a trailing newline, which "$" alone would let through.
-Id: TypeAlias = Annotated[str, Meta(pattern=r"^[ -~]{1,200}(?![\s\S])", description="printable ASCII, 1 to 200 characters")]
+Id: TypeAlias = Annotated[
+    str, Meta(pattern=r"^[ -~]{1,200}(?![\s\S])", description="printable ASCII, 1 to 200 characters")
+]
 Text: TypeAlias = Annotated[str, Meta(max_length=1 << 20)]
 ShortText: TypeAlias = Annotated[str, Meta(max_length=4096)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=10 * 365 * 86400, description="seconds")]
@@ -242,9 +244,7 @@ class Settings(Struct, frozen=True, kw_only=True, tag="settings"):
     data: SettingsData = field(default_factory=SettingsData)
 
 
-FromBackend: TypeAlias = (
-    RegistrationAck | CommandEnvelope | Ping | Pong | Ack | Nack | Goaway | Settings
-)
+FromBackend: TypeAlias = RegistrationAck | CommandEnvelope | Ping | Pong | Ack | Nack | Goaway | Settings
 """Every message type that an agent understands over WebSocket; anything else is handed on as a push."""
 
 FromAgent: TypeAlias = Register | ResultEnvelope | Ping | Pong | Ack | Nack
@@ -279,9 +279,7 @@ class Command(Struct, frozen=True, kw_only=True):
 
     def error(self, error: str, *, output: str = "", exit_code: int = 1) -> Result:
         """Return a result that says that the command ran and failed."""
-        return Result(
-            command_id=self.id, status="error", output=output, error=error, exit_code=exit_code, key=self.key
-        )
+        return Result(command_id=self.id, status="error", output=output, error=error, exit_code=exit_code, key=self.key)
 
     def rejected(self, error: str) -> Result:
         """Return a result that says that the command was not run at all."""

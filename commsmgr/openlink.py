@@ -142,7 +142,9 @@ class OpenLink:
     def _registration_unanswered(self) -> None:
         self._register_call = None
         if self.v1:
-            self._connection.kill(PeerSilent(f"no answer to the registration within {self._settings.register_timeout} s"))
+            self._connection.kill(
+                PeerSilent(f"no answer to the registration within {self._settings.register_timeout} s")
+            )
         else:
             self._handle(self._conversation.wait_elapsed())
 

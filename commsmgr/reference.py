@@ -187,16 +187,16 @@ def reference(config_type: type[msgspec.Struct] = Config) -> str:
     for section in sections(config_type):
         title = f"[[{section.name}]]" if section.many else f"[{section.name}]" if section.name else "Top level"
         label = section.name or "top"
-        lines += [f".. _config-{label}:", "", title, "-" * len(title), "", _rst(section.meaning), ""]
+        lines += [f".. _config-{label}:", "", title, "-" * len(title), "", rst(section.meaning), ""]
         lines += [".. list-table::", "   :header-rows: 1", "   :widths: 20 30 20 30", ""]
         lines += _row("Option", "Value", "Default", "Meaning")
         for option in section.options:
             default = f"``{option.default}``" if option.default else "*required*"
             lines += _row(
                 f"``{option.name}``",
-                _rst(option.expected),
+                rst(option.expected),
                 default + (f" ({option.scaled})" if option.scaled else ""),
-                _rst(option.meaning),
+                rst(option.meaning),
             )
         lines.append("")
     return "\n".join(lines)
@@ -206,7 +206,7 @@ def _row(first: str, *rest: str) -> list[str]:
     return [f"   * - {first}", *(f"     - {cell}" for cell in rest)]
 
 
-def _rst(text: str) -> str:
+def rst(text: str) -> str:
     """Turn our comments' single backticks into literals, and what reStructuredText would read as markup into text."""
     parts = re.split(r"``?([^`]+)``?", text)
     return "".join(

@@ -173,7 +173,9 @@ def _read(response: HTTPResponse) -> HeartbeatAnswer:
     try:
         return msgspec.json.decode(response.body, type=HeartbeatAnswer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerViolation(f"the answer to a heartbeat (HTTP {response.status}) is not a backend's: {error}") from error
+        raise PeerViolation(
+            f"the answer to a heartbeat (HTTP {response.status}) is not a backend's: {error}"
+        ) from error
 
 
 class Inventories:

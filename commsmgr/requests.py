@@ -65,7 +65,9 @@ def not_html(response: HTTPResponse) -> None:
     :raise PeerViolation: the answer says that it is HTML.
     """
     if "html" in response.headers.get("content-type", "").lower():
-        raise PeerViolation(f"the answer (HTTP {response.status}) is a web page, not a backend's: is there a portal between?")
+        raise PeerViolation(
+            f"the answer (HTTP {response.status}) is a web page, not a backend's: is there a portal between?"
+        )
 
 
 class Requests:
@@ -116,8 +118,8 @@ class Requests:
         :param idempotency_key: the same for every attempt; empty for methods that are idempotent by themselves.
         :param deadline: seconds for everything together; by default what all attempts and waits can take.
         :param attempts: how often to try; ``http.attempts`` by default.
-        :param check: looks at a 2xx response and raises :class:`~commsmgr.errors.PeerViolation` when it cannot come from
-            the backend, but from a captive portal, say; that attempt has then failed.
+        :param check: looks at a 2xx response and raises :class:`~commsmgr.errors.PeerViolation` when it cannot come
+            from the backend, but from a captive portal, say; that attempt has then failed.
         :return: fires with a 2xx response. Cancelling aborts the exchange under way; the request may have arrived.
         :raise HTTPStatusError: any other answer: at once when it is permanent, else after the last attempt.
         :raise TransportError: no answer; the last attempt's error.
@@ -232,9 +234,7 @@ class Requests:
             if not settled:
                 line.breaker.released()
 
-    def _account(
-        self, line: Line, outcome: int | CommsError, verdict: Verdict, token: str
-    ) -> None:
+    def _account(self, line: Line, outcome: int | CommsError, verdict: Verdict, token: str) -> None:
         line.reachable = not counts_against_backend(outcome)
         if line.reachable:
             line.breaker.succeeded()

@@ -6,7 +6,8 @@ from asyncio import Future
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet import defer
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -132,7 +133,7 @@ class CommandRunner:
             outcome = self._handler(command)
             if isawaitable(outcome):
                 outcome = await _deferred(outcome).addTimeout(command.timeout, self._clock)
-        except TimeoutError:
+        except defer.TimeoutError:
             return Result(
                 command_id=command.id,
                 status="timeout",

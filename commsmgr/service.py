@@ -2,9 +2,9 @@
 One run of a manager: the parts in the order in which they start, and their orderly end.
 
 ``MultiService.stopService`` stops children concurrently and waits for none. Here the order is the promise: nothing new
-is begun, what runs may finish, what is finished is sent, links say goodbye, and the spool closes last but for the page
-that shows all this. Each step has a share of one deadline, and a step that overruns it costs nothing but that step: what
-was accepted is in the spool.
+is begun, what runs may finish, what is finished is sent, links say goodbye, and the spool closes last but for the
+page that shows all this. Each step has a share of one deadline, and a step that overruns it costs nothing but that
+step: what was accepted is in the spool.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet import defer
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -118,7 +119,7 @@ class OrderedService(MultiService):
         stopping.addTimeout(left, self._clock)
         try:
             await stopping
-        except TimeoutError:
+        except defer.TimeoutError:
             self.log.error(
                 "{part} did not stop within {seconds:.1f} s", event="stop.overrun", part=part.name, seconds=left
             )

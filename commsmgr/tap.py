@@ -172,6 +172,4 @@ def _observer(options: Options, config: Config, redactor: Redactor) -> ILogObser
         file = LogFile.fromFullPath(name or "twistd.log")
         signal.signal(signal.SIGUSR1, lambda *_: file.rotate())
         stream = cast(TextIO, file)
-    return make_observer(
-        stream, format=config.observe.log_format, level=config.observe.log_level, redactor=redactor
-    )
+    return make_observer(stream, format=config.observe.log_format, level=config.observe.log_level, redactor=redactor)

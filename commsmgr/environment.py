@@ -1,0 +1,41 @@
+"""What a manager was given, and what each of its runs is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from commsmgr._version import __version__
+from commsmgr.config import Config
+from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
+from commsmgr.redact import Redactor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The parameters of :class:`~commsmgr.manager.Manager`, checked and with their defaults filled in."""
+
+    config: Config
+    reactor: Any
+    registry: CollectorRegistry
+    handler: CommandHandler | None
+    on_push: PushHandler | None
+    token: TokenProvider | None
+    machine: MachineSource | None
+    redactor: Redactor
+    wall: Callable[[], float]
+    random: Random
+
+    @property
+    def version(self) -> str:
+        """The agent's version, as backends hear it."""
+        return self.config.agent_version or __version__
+
+    def timestamp(self) -> str:
+        """Return the time now as RFC 3339, in UTC."""
+        return datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,98 @@
+"""How a manager stands, put together from its parts: for operators, health checks, metrics and the heartbeat."""
+
+from __future__ import annotations
+
+from commsmgr.backends import Backends
+from commsmgr.environment import Environment
+from commsmgr.errors import CommsError
+from commsmgr.policy.budget import OutageBudget
+from commsmgr.spool import Spool
+from commsmgr.status import BackendStatus, QueueStatus, Registered, Status, Waiting
+
+
+class Overview:
+    """
+    Looks at the parts of one run, and keeps next to nothing itself.
+
+    :param machine_id: who the agent is to its backends.
+    :ivar running: whether the spool is open.
+    :ivar set_aside: the name under which an unreadable spool was put aside, or None.
+    """
+
+    def __init__(self, environment: Environment, *, backends: Backends, spool: Spool, machine_id: str) -> None:
+        self._environment = environment
+        self._config = environment.config
+        self._backends = backends
+        self._spool = spool
+        self._machine_id = machine_id
+        self._outage = OutageBudget(environment.reactor.seconds)
+        self.running = False
+        self.set_aside: str | None = None
+
+    def accepted(self, size: int) -> None:
+        """An event of ``size`` bytes was accepted: the outage budget depends on how fast they come."""
+        self._outage.accepted(size)
+
+    def status(self, failed: CommsError | None) -> Status:
+        """Say how things stand."""
+        lines = self._backends.lines
+        connected = any(isinstance(line.link.state, Registered) for line in lines)
+        return Status(
+            running=self.running,
+            connected=connected or (not self._config.websocket.enabled and any(line.reachable for line in lines)),
+            reachable=connected or any(line.reachable for line in lines),
+            machine_id=self._machine_id,
+            version=self._environment.version,
+            backends=tuple(
+                BackendStatus(
+                    name=line.name,
+                    url=line.http_target.join(""),
+                    active=line is self._backends.active,
+                    link=line.link.state,
+                    breaker=line.breaker.state,
+                    last_receipt=line.last_receipt,
+                    last_error=self._environment.redactor(line.link.last_error),
+                )
+                for line in lines
+            ),
+            queue=self.queue(),
+            problems=tuple(self._problems(failed)),
+        )
+
+    def _problems(self, failed: CommsError | None) -> list[str]:
+        problems = [] if failed is None else [str(failed)]
+        if self.set_aside is not None:
+            problems.append(f"the spool could not be read and was set aside as {self.set_aside}")
+        active = self._backends.active
+        if isinstance(active.link.state, Waiting):
+            problems.append(f"not connected to {active.name}: {active.link.state.reason}")
+        return [self._environment.redactor(problem) for problem in problems]
+
+    def queue(self) -> QueueStatus:
+        """Say what is held for the backend."""
+        stats, bounds = self._spool.outbox.stats, self._config.spool
+        return QueueStatus(
+            events=stats.events,
+            event_bytes=stats.event_bytes,
+            states=stats.states,
+            dead_letters=stats.dead_letters,
+            oldest_event_at=stats.oldest_event_at,
+            outage_budget=self._outage.seconds_left(
+                bounds.max_events - stats.events, bounds.max_bytes - stats.event_bytes
+            ),
+            open_commands=self._spool.inbox.open_count,
+        )
+
+
+def idle(environment: Environment, machine_id: str, failed: CommsError | None) -> Status:
+    """Return the status of a manager that does not run."""
+    return Status(
+        running=False,
+        connected=False,
+        reachable=False,
+        machine_id=machine_id,
+        version=environment.version,
+        backends=(),
+        queue=QueueStatus(),
+        problems=(str(failed),) if failed is not None else (),
+    )
