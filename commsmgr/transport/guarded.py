@@ -1,0 +1,271 @@
+"""
+autobahn's WebSocket protocol with a guard around it.
+
+autobahn knows RFC 6455 well, but lets exceptions escape from ``dataReceived``, leaves zombies when a callback raises,
+trusts the HTTP answer, times things on the global reactor and takes its masks from the global random generator. Here it
+does none of that: what it raises ends this connection and goes no further, its timers are off
+(:mod:`~commsmgr.transport.attempt` has one of its own), the answer is read by :mod:`~commsmgr.transport.handshake`
+first, and frames are written by :func:`encode_frame`.
+
+Once :meth:`GuardedProtocol.drop` was called, or the peer's close frame has come, nothing that arrives counts any more
+(RFC 6455 section 5.5.1).
+"""
+
+# mypy: allow-untyped-calls
+# Twisted and autobahn are typed in parts only.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from autobahn.twisted.websocket import WebSocketClientProtocol
+from autobahn.util import encode_truncate
+from autobahn.websocket.protocol import WebSocketProtocol
+from autobahn.websocket.types import ConnectingRequest
+from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-defined]  # made by either of two modules
+from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from commsmgr.errors import CommsError, PeerViolation, TransportError
+from commsmgr.transport.handshake import SWITCHING_PROTOCOLS, is_interim, read_head, refusal
+
+NO_STATUS: Final = 1005
+"""What stands for the code of a close frame without one (RFC 6455 section 7.4.1)."""
+
+MAX_CONTROL_BYTES: Final = 125
+
+_TEXT: Final = 1
+# Above this size autobahn's masker is faster than arithmetic, with its native code at least.
+_LONG_INTEGER: Final = 1500
+
+
+class ProtocolOwner(Protocol):
+    """What a :class:`GuardedProtocol` tells, and asks, as it goes. None of these raises."""
+
+    def connected(self, protocol: GuardedProtocol) -> ConnectingRequest: ...
+
+    def opened(self) -> None: ...
+
+    def heard(self) -> None: ...
+
+    def received(self, payload: bytes, is_text: bool) -> None: ...
+
+    def pong(self, payload: bytes) -> None: ...
+
+    def peer_closed(self, code: int, reason: str) -> None: ...
+
+    def violated(self, error: CommsError) -> None:
+        """The peer broke a rule, and our close frame that says so is on its way."""
+
+    def drop(self, error: CommsError) -> None:
+        """There is nothing left to say: the connection must go."""
+
+
+class _Silence:
+    """
+    Takes the place of autobahn's loggers.
+
+    What matters of their lines is said by us, with typed errors, and at level debug they hold the bearer token.
+    """
+
+    def _nothing(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    trace = debug = info = warn = error = critical = failure = _nothing
+
+
+class GuardedProtocol(WebSocketClientProtocol):
+    """
+    One WebSocket connection.
+
+    :param entropy: returns that many random bytes, for masks (RFC 6455 section 10.3).
+    :param wall: seconds since the epoch, for dates in Retry-After.
+    """
+
+    log = _Silence()
+    transport: Any  # TCP's or TLS's
+    _log = Logger()
+
+    def __init__(
+        self, owner: ProtocolOwner, entropy: Callable[[int], bytes], wall: Callable[[], float]
+    ) -> None:
+        super().__init__()
+        self._owner = owner
+        self._entropy = entropy
+        self._wall = wall
+        self._deaf = False
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Commands
+
+    @property
+    def tls_version(self) -> str:
+        """The TLS version spoken, such as ``TLSv1.3``; empty without TLS."""
+        transport = self.transport
+        secure = ISSLTransport.providedBy(self.transport)
+        return str(transport.getHandle().get_protocol_version_name()) if secure else ""
+
+    def send_texts(self, payloads: Sequence[bytes]) -> bool:
+        """Send each as one text message, all in one write; return False when the WebSocket is not open."""
+        if self.state != WebSocketProtocol.STATE_OPEN:
+            return False
+        if self._perMessageCompress is None:
+            masks = self._entropy(4 * len(payloads))
+            self.transport.writeSequence(
+                [
+                    encode_frame(_TEXT, payload, masks[4 * index : 4 * index + 4])
+                    for index, payload in enumerate(payloads)
+                ]
+            )
+        else:
+            # autobahn applies its one limit in both directions; ours is for what we take.
+            limit, self.maxMessagePayloadSize = self.maxMessagePayloadSize, 0
+            try:
+                for payload in payloads:
+                    self.sendMessage(payload)
+            finally:
+                self.maxMessagePayloadSize = limit
+        return True
+
+    def send_ping(self, payload: bytes) -> bool:
+        """Send a ping frame; return False when the WebSocket is not open."""
+        if self.state != WebSocketProtocol.STATE_OPEN:
+            return False
+        self.sendFrame(9, payload)
+        return True
+
+    def send_close(self, code: int, reason: str) -> None:
+        """Send a close frame; the reason is cut to what such a frame can bear."""
+        # Not sendClose(): that one allows no other standard code than 1000.
+        self.sendCloseFrame(code, encode_truncate(reason, MAX_CONTROL_BYTES - 2))
+
+    def drop(self) -> None:
+        """Abort the transport, whatever stands in its buffers; its end is then heard of as that of any other."""
+        self._deaf = True
+        try:
+            # So that autobahn stops in the middle of what it was working on.
+            self.dropConnection(abort=True)
+        except Exception:
+            self._log.failure("autobahn failed while its connection was dropped", event="websocket.fault")
+        self.transport.abortConnection()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Guards around autobahn's entries
+
+    def connectionMade(self) -> None:
+        self._guarded(super().connectionMade)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._deaf = True
+        self._guarded(super().connectionLost, reason)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._owner.heard()
+        # What autobahn's own method does, without its statistics; they cost more than a small message.
+        self.data += data
+        self.consumeData()
+
+    def consumeData(self) -> None:
+        # autobahn calls this by itself too, with what came in one packet with the answer to the upgrade.
+        if self._deaf:
+            return
+        self._guarded(super().consumeData)
+        if self.failedByMe and not self._deaf:
+            self._owner.violated(PeerViolation(f"closed with {self.localCloseCode}: {_text(self.localCloseReason)}"))
+
+    def _guarded(self, step: Callable[..., object], *args: object) -> None:
+        try:
+            step(*args)
+        except Exception as error:
+            self._log.failure("autobahn failed; the connection is dropped", event="websocket.fault")
+            self._owner.drop(PeerViolation(f"what the backend sent could not be processed: {type(error).__name__}"))
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The upgrade
+
+    def onConnecting(self, transport_details: object) -> ConnectingRequest:
+        return self._owner.connected(self)
+
+    def processHandshake(self) -> None:
+        try:
+            head = read_head(self.data)
+            while head is not None and is_interim(head):
+                self.data = self.data[head.length :]
+                head = read_head(self.data)
+        except TransportError as error:
+            self._owner.drop(error)
+            return
+        if head is None:
+            return
+        if head.status != SWITCHING_PROTOCOLS:
+            self._owner.drop(refusal(head, self._wall()))
+            return
+        self.data = head.clean + self.data[head.length :]
+        super().processHandshake()
+
+    def failHandshake(self, reason: str) -> None:
+        self._owner.drop(PeerViolation(f"the answer to the WebSocket upgrade is wrong: {reason[:200]}"))
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # What autobahn calls
+
+    def onOpen(self) -> None:
+        # Dropped between the answer and this call: by the owner, in the same turn.
+        if not self._deaf:
+            self._owner.opened()
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        if not self._deaf:
+            self._owner.received(payload, not isBinary)
+
+    def onPong(self, payload: bytes) -> None:
+        if not self._deaf:
+            self._owner.pong(payload)
+
+    def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> None:
+        super().onCloseFrame(code, reasonRaw)  # type: ignore[arg-type]  # autobahn itself passes None
+        if self.failedByMe:
+            # The frame itself was wrong, or this is the answer to our saying that something else was.
+            return
+        self._deaf = True
+        self.data = b""
+        self._owner.peer_closed(
+            NO_STATUS if self.remoteCloseCode is None else self.remoteCloseCode, self.remoteCloseReason or ""
+        )
+
+    def sendFrame(
+        self, opcode: int, payload: bytes = b"", fin: bool = True, rsv: int = 0, *args: Any, **kwargs: Any
+    ) -> None:
+        # The other arguments are for fuzzing and for trickling; autobahn leaves them at their defaults.
+        self.transport.write(encode_frame(opcode, payload, self._entropy(4), fin=fin, rsv=rsv))
+
+
+def encode_frame(opcode: int, payload: bytes, mask: bytes, *, fin: bool = True, rsv: int = 0) -> bytes:
+    """
+    Return one masked frame (RFC 6455 section 5.2).
+
+    :param mask: four random bytes.
+    """
+    first = (0x80 if fin else 0) | rsv << 4 | opcode
+    length = len(payload)
+    if length < 126:
+        header = bytes((first, 0x80 | length))
+    elif length < 1 << 16:
+        header = bytes((first, 0x80 | 126)) + length.to_bytes(2, "big")
+    else:
+        header = bytes((first, 0x80 | 127)) + length.to_bytes(8, "big")
+    if length > _LONG_INTEGER:
+        masked: bytes = create_xor_masker(mask, length).process(payload)
+    else:
+        key = (mask * (length // 4 + 1))[:length]
+        masked = (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(length, "big")
+    return header + mask + masked
+
+
+def _text(reason: bytes | None) -> str:
+    return (reason or b"").decode("utf-8", "replace")

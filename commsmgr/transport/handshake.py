@@ -1,0 +1,127 @@
+"""
+The HTTP part of a WebSocket connection: what may stand in the request, and what the answer means (RFC 6455 section 4).
+
+Pure functions over bytes. Whatever a backend, a proxy or a captive portal answers, it becomes either a :class:`Head` or
+a typed error; nothing else is raised, and no more of the answer than a short sentence gets into an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from commsmgr.errors import PeerViolation, TokenError, TransportError, UpgradeRefused
+from commsmgr.policy.retry import parse_retry_after
+
+MAX_HEAD_BYTES: Final = 16 << 10
+SWITCHING_PROTOCOLS: Final = 101
+
+_SHOWN: Final = 120
+_END_OF_HEAD: Final = re.compile(rb"\r?\n\r?\n")
+_STATUS_LINE: Final = re.compile(rb"HTTP/\d+(?:\.\d+)? (\d{3})(?: (.*))?")
+_UNPRINTABLE: Final = re.compile(rb"[^\t -~]")
+_FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD_VALUE: Final = re.compile(r"[\t -~]*")
+# What the handshake itself writes; twice in one request, each reader may believe another one of the two.
+_RESERVED: Final = frozenset(("connection", "content-length", "host", "origin", "transfer-encoding", "upgrade"))
+
+
+class Head(Struct, frozen=True):
+    """
+    Status line and header fields of an answer.
+
+    :ivar headers: by lower-case name; of a repeated field the first one counts.
+    :ivar clean: the head anew, with CRLF line ends and printable ASCII only, for parsers that trust their input.
+    :ivar length: bytes that the head took.
+    """
+
+    status: int
+    reason: str
+    headers: dict[str, str]
+    clean: bytes
+    length: int
+
+
+def read_head(data: bytes) -> Head | None:
+    """
+    Return the head at the start of ``data``, or None while it is incomplete.
+
+    :raise UpgradeRefused: with status 0: this is not HTTP.
+    :raise PeerViolation: the head is larger than :data:`MAX_HEAD_BYTES`.
+    """
+    if not data.startswith(b"HTTP/"[: len(data)]):
+        raise UpgradeRefused(f"the answer to the WebSocket upgrade is not HTTP: {_show(data)!r}")
+    end = _END_OF_HEAD.search(data, 0, MAX_HEAD_BYTES)
+    if end is None:
+        if len(data) >= MAX_HEAD_BYTES:
+            raise PeerViolation(f"the head of the answer to the WebSocket upgrade exceeds {MAX_HEAD_BYTES} bytes")
+        return None
+    lines = [_UNPRINTABLE.sub(b"?", line.removesuffix(b"\r")) for line in data[: end.start()].split(b"\n")]
+    match = _STATUS_LINE.fullmatch(lines[0])
+    if match is None:
+        raise UpgradeRefused(f"the answer to the WebSocket upgrade is not HTTP: {_show(lines[0])!r}")
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.decode("ascii").partition(":")
+        if colon:
+            headers.setdefault(name.strip().lower(), value.strip())
+    return Head(
+        status=int(match[1]),
+        reason=_show(match[2] or b""),
+        headers=headers,
+        clean=b"\r\n".join([b"HTTP/1.1 " + match[1], *lines[1:], b"", b""]),
+        length=end.end(),
+    )
+
+
+def is_interim(head: Head) -> bool:
+    """Whether another answer follows this one (RFC 9110 section 15.2)."""
+    return 100 <= head.status < 200 and head.status != SWITCHING_PROTOCOLS
+
+
+def refusal(head: Head, now: float) -> TransportError:
+    """
+    Return the error for an answer that is not 101.
+
+    :param now: the time, in seconds since the epoch, for a Retry-After that is a date. No cap is applied to it.
+    """
+    fact = f"the WebSocket upgrade was answered with {head.status}"
+    if head.reason:
+        fact += f" {head.reason}"
+    # Where to, but not the query: it may bear a credential.
+    if 300 <= head.status < 400 and (location := head.headers.get("location", "").partition("?")[0]):
+        fact += f"; redirected to {location[:_SHOWN]}, which is not followed"
+    elif head.headers.get("content-type", "").lower().startswith("text/html"):
+        fact += "; it is an HTML page: another service, or a network's login page?"
+    retry_after = head.headers.get("retry-after")
+    return UpgradeRefused(
+        fact,
+        status=head.status,
+        retry_after=None if retry_after is None else parse_retry_after(retry_after, now, math.inf),
+    )
+
+
+def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """
+    Return a copy of ``headers``, all of which may stand in an upgrade request.
+
+    A line break in a value (a token read from a file …) would begin a header field or a request of its own.
+
+    :raise TokenError: one may not; it says which, and never the value.
+    """
+    for name, value in headers.items():
+        if not _FIELD_NAME.fullmatch(name):
+            raise TokenError(f"{name!r} is not the name of a header field")
+        if name.lower() in _RESERVED or name.lower().startswith("sec-websocket-"):
+            raise TokenError(f"the header field {name} belongs to the WebSocket handshake")
+        if not _FIELD_VALUE.fullmatch(value):
+            raise TokenError(f"the value of the header field {name} is not printable ASCII in one line")
+    return dict(headers)
+
+
+def _show(data: bytes) -> str:
+    return _UNPRINTABLE.sub(b"?", data[:_SHOWN]).decode("ascii").strip()
