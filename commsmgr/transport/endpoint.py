@@ -21,8 +21,8 @@ from zope.interface import implementer
 from commsmgr.config import TLS
 from commsmgr.errors import ConfigError, ConnectFailed, DeadlineExceeded, TLSFailed, TransportError
 from commsmgr.transport.deadline import within
-from commsmgr.transport.gate import GateFactory
-from commsmgr.transport.peer import CheckedConnections, TLSFacts
+from commsmgr.transport.gate import CheckedConnections, GateFactory
+from commsmgr.transport.peer import TLSFacts
 from commsmgr.transport.tls import ContextSource
 from commsmgr.urls import Target
 
@@ -111,10 +111,10 @@ class _Endpoint:
             tcp = HostnameEndpoint(self._reactor, target.host, target.port, timeout=self._timeout)
             if not target.secure:
                 return await tcp.connect(factory)
-            secured = wrapClientTLS(
-                CheckedConnections(self._contexts.current(), target.host), tcp, clock=self._reactor
-            )
-            gate: Any = await secured.connect(GateFactory(factory, lambda facts: self._observe(target, facts)))
+            # The trailing dot of an absolute name is for the resolver; certificates and SNI (RFC 6066) have none.
+            host = target.host.rstrip(".")
+            secured = wrapClientTLS(CheckedConnections(self._contexts.current(), host), tcp, clock=self._reactor)
+            gate: Any = await secured.connect(GateFactory(factory, host, lambda facts: self._observe(target, facts)))
             self._doing = "in the TLS handshake"
             opened: Deferred[IProtocol] = gate.opened
             return await opened

@@ -12,12 +12,19 @@ again. Afterwards it only hands on what arrives.
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IAddress, IHandshakeListener, IProtocol, IProtocolFactory
+from twisted.internet.interfaces import (
+    IAddress,
+    IHandshakeListener,
+    IOpenSSLClientConnectionCreator,
+    IProtocol,
+    IProtocolFactory,
+)
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -30,6 +37,7 @@ class Gate(Protocol):
     """
     Waits for the handshake in place of the protocol that ``factory`` will build.
 
+    :ivar check: of the peer of this very connection.
     :ivar opened: fires with that protocol, connected; fails with
         :class:`~commsmgr.errors.TLSFailed`, or with what the factory raised. Cancelling drops the connection.
     """
@@ -37,8 +45,9 @@ class Gate(Protocol):
     transport: Any  # a TLSMemoryBIOProtocol, which has no types
 
     def __init__(
-        self, factory: IProtocolFactory, address: IAddress, observe: Callable[[TLSFacts], None]
+        self, factory: IProtocolFactory, address: IAddress, host: str, observe: Callable[[TLSFacts], None]
     ) -> None:
+        self.check = PeerCheck(host)
         self._factory = factory
         self._address = address
         self._observe = observe
@@ -46,18 +55,13 @@ class Gate(Protocol):
         self._heard = False
         self.opened: Deferred[IProtocol] = Deferred(lambda _: self.transport.abortConnection())
 
-    def connectionMade(self) -> None:
-        """TLS begins: take hold of the check that belongs to this very connection."""
-        self._connection: SSL.Connection = self.transport.getHandle()
-        self._check: PeerCheck = self._connection.get_app_data()
-
     def handshakeCompleted(self) -> None:
         """The handshake is complete: let the protocol in, or nobody."""
         try:
-            refusal = self._check.refusal()
+            refusal = self.check.refusal()
             if refusal is not None:
                 raise refusal
-            self._observe(self._check.facts(self._connection))
+            self._observe(self.check.facts(self.transport.getHandle()))
             protocol = self._factory.buildProtocol(self._address)
             if protocol is None:
                 raise ConnectionLost("the factory built no protocol")
@@ -79,10 +83,10 @@ class Gate(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
         if self._protocol is not None:
-            refused = None if self._heard else self._check.refused_us()
+            refused = None if self._heard else self.check.refused_us()
             self._protocol.connectionLost(reason if refused is None else Failure(refused))
         elif not self.opened.called:
-            self.opened.errback(self._check.broken(reason.value))
+            self.opened.errback(self.check.broken(reason.value))
 
 
 class GateFactory(Factory):
@@ -90,13 +94,15 @@ class GateFactory(Factory):
     Builds the gates of one attempt.
 
     :param factory: of the protocol behind the gate.
+    :param host: whom the peer must prove to be.
     :param observe: told what was agreed, before that protocol is built.
     """
 
     noisy = False
 
-    def __init__(self, factory: IProtocolFactory, observe: Callable[[TLSFacts], None]) -> None:
+    def __init__(self, factory: IProtocolFactory, host: str, observe: Callable[[TLSFacts], None]) -> None:
         self._factory = factory
+        self._host = host
         self._observe = observe
 
     def doStart(self) -> None:
@@ -109,4 +115,31 @@ class GateFactory(Factory):
 
     def buildProtocol(self, addr: IAddress) -> Gate:  # type: ignore[override]  # ours always has an address
         """A TCP connection is there."""
-        return Gate(self._factory, addr, self._observe)
+        return Gate(self._factory, addr, self._host, self._observe)
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class CheckedConnections:
+    """
+    Makes the OpenSSL connections beneath gates: they trust nobody whom the gate's check does not.
+
+    :param context: see :mod:`commsmgr.transport.tls`.
+    :param host: a name without a trailing dot, or an IP address literal.
+    """
+
+    def __init__(self, context: SSL.Context, host: str) -> None:
+        self._context = context
+        self._host = host
+
+    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        """Return the connection for ``tlsProtocol``, which wraps a :class:`Gate`."""
+        check: PeerCheck = tlsProtocol.wrappedProtocol.check
+        connection = SSL.Connection(self._context, None)
+        connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, check.certificate)
+        connection.set_info_callback(check.handshake_event)
+        try:
+            ip_address(self._host)
+        except ValueError:
+            # RFC 6066 section 3: names only.
+            connection.set_tlsext_host_name(self._host.encode("ascii"))
+        return connection

@@ -310,6 +310,7 @@ class _Call:
             {
                 name.decode("ascii").lower(): b", ".join(values).decode("latin-1")
                 for name, values in response.headers.getAllRawHeaders()
+                if name != b"Content-Encoding"  # there is none, but treq leaves an empty field behind
             },
             content,
             self._reactor.seconds() - self._began,

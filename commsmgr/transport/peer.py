@@ -21,9 +21,6 @@ from service_identity.cryptography import extract_patterns
 from service_identity.exceptions import VerificationError
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
 from twisted.internet.error import ConnectionClosed
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.protocols.tls import TLSMemoryBIOProtocol
-from zope.interface import implementer
 
 from commsmgr.errors import TLSFailed
 
@@ -209,32 +206,3 @@ def _detail(error: BaseException | None) -> str:
 def _shown(pattern: object) -> object:
     value = getattr(pattern, "pattern", pattern)
     return value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else value
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class CheckedConnections:
-    """
-    Makes the OpenSSL connections of one attempt to reach ``host``, each with a :class:`PeerCheck` as its app data.
-
-    :param context: see :mod:`commsmgr.transport.tls`.
-    :param host: a name, with or without a trailing dot, or an IP address literal.
-    """
-
-    def __init__(self, context: SSL.Context, host: str) -> None:
-        self._context = context
-        self._host = host.rstrip(".")
-
-    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        """Return a connection that trusts nobody whom its :class:`PeerCheck` does not."""
-        check = PeerCheck(self._host)
-        connection = SSL.Connection(self._context, None)
-        connection.set_app_data(check)
-        connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, check.certificate)
-        connection.set_info_callback(check.handshake_event)
-        try:
-            ip_address(self._host)
-        except ValueError:
-            # RFC 6066 section 3: names only, and without the trailing dot.
-            connection.set_tlsext_host_name(self._host.encode("ascii"))
-        connection.set_connect_state()
-        return connection

@@ -24,7 +24,7 @@ from commsmgr.errors import PeerViolation
 HEAD_LIMIT: Final = 1 << 16
 """Bytes of status line and header fields of one answer, interim answers included."""
 
-IDLE: Final = 4.0
+IDLE: Final = 4
 """Seconds an unused connection is kept: below the 5 s after which Node, Apache and uvicorn close theirs."""
 
 GRACE: Final = 1.0
@@ -104,7 +104,8 @@ class _Guarding(WrappingFactory):
     protocol = Connection
     noisy = False
 
-    def __init__(self, factory: IProtocolFactory, clock: Any, register: set[Connection]) -> None:
+    def __init__(self, factory: Any, clock: Any, register: set[Connection]) -> None:
+        factory.noisy = False
         super().__init__(factory)
         self.clock = clock
         self._register = register
@@ -131,7 +132,7 @@ class Pool(HTTPConnectionPool):
     def __init__(self, reactor: Any, connections: int) -> None:
         super().__init__(reactor, persistent=True)
         self.maxPersistentPerHost = connections
-        self.cachedConnectionTimeout: float = IDLE
+        self.cachedConnectionTimeout = IDLE
         self._clock = reactor
         self._open: set[Connection] = set()
 

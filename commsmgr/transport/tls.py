@@ -131,8 +131,9 @@ def _identify(context: SSL.Context, settings: TLS) -> None:
     if not settings.key:
         raise ConfigError("certificate is set, but key is not", key="tls.key")
     own, *chain = _certificates(settings.certificate, key="tls.certificate")
+    pem = _read(settings.key, key="tls.key")
     try:
-        private = load_pem_private_key(_read(settings.key, key="tls.key"), password=None)
+        private = load_pem_private_key(pem, password=None)
     except TypeError:
         raise ConfigError(f"{settings.key}: is encrypted; store the key without a passphrase", key="tls.key") from None
     except Exception:
