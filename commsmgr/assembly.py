@@ -122,6 +122,7 @@ class Run:
         self.backends = Backends(
             [self._line(backend, events) for backend in config.backends],
             websocket=config.websocket.enabled,
+            clock=reactor,
             metrics=self.metrics,
         )
         self.metrics.configured(line.name for line in self.backends.lines)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -52,10 +53,11 @@ class Backends:
 
     log = Logger()
 
-    def __init__(self, lines: Sequence[Line], *, websocket: bool, metrics: Metrics) -> None:
+    def __init__(self, lines: Sequence[Line], *, websocket: bool, clock: IReactorTime, metrics: Metrics) -> None:
         self.lines = tuple(lines)
         self.active = self.lines[0]
         self._websocket = websocket
+        self._clock = clock
         self._metrics = metrics
         self._running = False
         self._moving = False
@@ -75,9 +77,10 @@ class Backends:
         :return: how many entries were in flight without a receipt.
         """
         self._running = False
+        ends = self._clock.seconds() + deadline
         without_receipt = 0
         for line in self.lines:
-            without_receipt += await line.link.stop(deadline)
+            without_receipt += await line.link.stop(max(ends - self._clock.seconds(), 0.1))
             await line.http.close()
         return without_receipt
 

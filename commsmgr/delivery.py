@@ -74,7 +74,9 @@ class Delivery:
         self._metrics = metrics
         self._on_receipt = on_receipt
         self._link: OpenLink | None = None
-        self._link_lost_at = 0.0
+        self._link_up_at = 0.0
+        self._way_lost_at = 0.0
+        self._link_delivered = False
         self._paused_until = 0.0
         self._refusals: dict[int, int] = {}
         self._news: dict[Lane, Waiters[None]] = {lane: Waiters() for lane in Lane}
@@ -90,7 +92,7 @@ class Delivery:
 
     def start(self) -> None:
         """Begin to empty the outbox."""
-        self._link_lost_at = self._clock.seconds()
+        self._way_lost_at = self._clock.seconds()
         for lane, reader in self._readers.items():
             reader.on_ready = lambda lane=lane: self._wake(lane)
         self._loops = [
@@ -127,6 +129,7 @@ class Delivery:
     def link_registered(self, link: OpenLink) -> None:
         """Results may travel over ``link`` from now on, beginning with the oldest that has no receipt."""
         self._link = link
+        self._link_up_at = self._clock.seconds()
         self._paused_until = 0.0
         self._readers[Lane.EVENT].rewind()
         self._wake(Lane.EVENT)
@@ -135,7 +138,12 @@ class Delivery:
         """``link`` is gone; what was in flight on it goes again on the next way."""
         if link is self._link:
             self._link = None
-            self._link_lost_at = self._clock.seconds()
+            # A link that comes and goes without delivering anything is no way: a proxy that cuts every WebSocket must
+            # not keep the results from going over HTTP.
+            lived = self._clock.seconds() - self._link_up_at
+            if self._link_delivered or lived >= self._config.delivery.http_fallback_after:
+                self._way_lost_at = self._clock.seconds()
+            self._link_delivered = False
             self._sent.clear()
             self._readers[Lane.EVENT].rewind()
             self._wake(Lane.EVENT)
@@ -143,6 +151,7 @@ class Delivery:
 
     def receipts(self, link: OpenLink, seqs: Sequence[int]) -> None:
         """The backend has these entries."""
+        self._link_delivered = True
         for seq in seqs:
             self._refusals.pop(seq, None)
             self._trace(seq)
@@ -176,7 +185,7 @@ class Delivery:
         while True:
             now = self._clock.seconds()
             link = self._link
-            due = self._link_lost_at + self._config.delivery.http_fallback_after
+            due = self._way_lost_at + self._config.delivery.http_fallback_after
             if self._paused_until > now:
                 await self._news_or(Lane.EVENT, self._paused_until - now)
             elif link is not None:

@@ -127,10 +127,11 @@ class Demo(Service):
         await self._backend.startService()
         self._screen.say("backend", f"listens on {self._backend.url}")
         self._screen.say("demo", f"open the backend's console in a browser: {self._backend.console_url}")
+        began = self._reactor.seconds()
         manager = self._manager = Manager(
             _config(self._backend, self._directory),
             reactor=self._reactor,
-            handler=BuiltinHandler(status=lambda: manager.status(), uptime=time.monotonic),
+            handler=BuiltinHandler(status=lambda: manager.status(), uptime=lambda: self._reactor.seconds() - began),
         )
         await manager.connect()
         for number in count():

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from random import Random
 
+from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -111,12 +112,11 @@ class Link:
         link = self.open
         if link is not None and link.registered:
             self.state = Draining(self._wall())
-            drained = link.drain()
             # Half for the receipts: a backend that gives none must not use up the time of the closing handshake.
-            timer = self._clock.callLater(deadline / 2, link.kill, NotRunning("the goodbye took too long"))
-            without_receipt = await drained
-            if timer.active():
-                timer.cancel()
+            try:
+                without_receipt = await link.drain().addTimeout(deadline / 2, self._clock)
+            except defer.TimeoutError:
+                without_receipt = link.in_flight
         left = max(deadline - (self._clock.seconds() - began), 0.1)
         await self.client.stop(close_within=left)
         self.state = Idle()
@@ -181,11 +181,13 @@ class Link:
         link, self.open = self.open, None
         lost = link.ended() if link is not None else 0
         self._account(error)
+        if isinstance(error, NotRunning):
+            return self._left(link)
         wait = self._wait_after(error)
         self.last_error = str(error)
         self._waits_for_permit = isinstance(error, BreakerOpen)
         label = reason_label(error)
-        self._metrics.link_ended(self.name, None if isinstance(error, NotRunning) else label)
+        self._metrics.link_ended(self.name, label)
         self.log.info(
             "link to {backend} is down: {error}; next attempt in {wait:.1f} s, {lost} results without receipt",
             event="link.ended",
@@ -199,6 +201,15 @@ class Link:
         if link is not None and link.registered:
             self._events.ended(link)
         return wait
+
+    def _left(self, link: OpenLink | None) -> float:
+        """We wanted the end: nothing has failed, and nothing is waited for."""
+        self._metrics.link_ended(self.name, None)
+        self.log.info("left {backend}", event="link.left", backend=self.name)
+        self.state = Idle()
+        if link is not None and link.registered:
+            self._events.ended(link)
+        return 0.0
 
     def _account(self, error: CommsError) -> None:
         """Tell the breaker how the attempt went: a backend that registered us and hung up later has not failed."""

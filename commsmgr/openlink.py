@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from commsmgr import config
-from commsmgr.errors import CommsError, ConnectionEnded, PeerSilent
+from commsmgr.errors import ConnectionEnded, PeerSilent
 from commsmgr.messages import Push
 from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
@@ -203,6 +203,11 @@ class OpenLink:
         """Whether a message of ``size`` bytes may be put in flight: always when nothing else is."""
         return self._window.admits(size)
 
+    @property
+    def in_flight(self) -> int:
+        """How many entries were sent and have no receipt yet."""
+        return len(self._window)
+
     def carries(self, seq: int) -> bool:
         """Whether this entry is in flight here."""
         return seq in self._window
@@ -274,10 +279,6 @@ class OpenLink:
     def close(self) -> None:
         """Say goodbye with a close frame (RFC 6455 section 7.1.1)."""
         self._connection.close(1000, "agent leaves")
-
-    def kill(self, error: CommsError) -> None:
-        """Drop the connection at once."""
-        self._connection.kill(error)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Inside

@@ -123,10 +123,11 @@ def makeService(options: Options) -> Service:
     config = options.config
     redactor = Redactor(config.observe.redact)
     root = Root(_observer(options, config, redactor))
+    began = time.monotonic()
     manager = Manager(
         config,
         reactor=reactor,
-        handler=BuiltinHandler(status=lambda: manager.status(), uptime=time.monotonic),
+        handler=BuiltinHandler(status=lambda: manager.status(), uptime=lambda: time.monotonic() - began),
         redactor=redactor,
         wall=time.time,
         random=SystemRandom(),
