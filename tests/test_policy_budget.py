@@ -58,6 +58,7 @@ class RetryBudgetTests(SynchronousTestCase):
 class OutageBudgetTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
+        self.clock.advance(1_000_000)
         self.budget = OutageBudget(self.clock.seconds, window=100.0)
 
     def produce(self, *, seconds: int, rate: int, size: int) -> None:
@@ -113,7 +114,9 @@ class OutageBudgetTests(SynchronousTestCase):
         after = self.budget.seconds_left(1000, 10**9)
         assert before is not None
         self.assertAbout(after, before * 2.718)
-        self.clock.advance(201)
+        self.clock.advance(200)
+        self.assertIsNotNone(self.budget.seconds_left(1000, 10**9))
+        self.clock.advance(1)
         self.assertIsNone(self.budget.seconds_left(1000, 10**9))
         self.budget.accepted(10)
         self.assertIsNotNone(self.budget.seconds_left(1000, 10**9))

@@ -40,11 +40,11 @@ class JudgeTests(SynchronousTestCase):
             self.assertEqual(judge(status), RetryAfter(0.0))
 
     def test_redirects_say_what_to_do(self) -> None:
-        """A redirect is a matter of the configuration, and the reason says of which setting."""
-        for status in (301, 302, 303, 307, 308):
+        """A redirect is a matter of the configuration, and the reason says of which setting; others say no such thing."""
+        for status in (199, 300, 301, 302, 303, 307, 308, 399, 400):
             verdict = judge(status)
             assert isinstance(verdict, Permanent)
-            self.assertIn("url", verdict.reason)
+            self.assertEqual("url" in verdict.reason, 300 <= status < 400, status)
 
     def test_retry_after_is_the_floor(self) -> None:
         """What the backend asked for is the floor of the next wait, for every status that is tried again."""
