@@ -15,6 +15,7 @@ JSON has ``time``, ``level``, ``namespace``, ``event``, ``message``, each field 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -35,6 +36,8 @@ _TRACEBACK_LINES = 100
 _TRACEBACK_PREFIX = "    | "
 # What twisted.python.log adds for observers of its own, and what the record has under a name of its own.
 _NOT_FIELDS = frozenset(("event", "message", "format", "time", "system", "isError", "failure", "why"))
+
+_NUMBER = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]+)?(?:e[-+][0-9]+)?")  # not nan, and nothing endless
 
 _Record: TypeAlias = dict[str, object]
 _Level: TypeAlias = Any  # constantly's NamedConstant; that package publishes no types
@@ -131,7 +134,7 @@ def _plain(value: object, redactor: Redactor) -> object:
         return value
     text = value if isinstance(value, str) else safe_str(value)
     redacted = redactor(text)
-    if redacted == text and isinstance(value, int | float) and text.strip("-").replace(".", "", 1).isdecimal():
+    if isinstance(value, int | float) and redacted == text and _NUMBER.fullmatch(text):
         return value
     return clip(redacted, _LONGEST_VALUE)
 

@@ -44,6 +44,7 @@ _INDEX = """<!DOCTYPE html>
 <li><a href="/status">/status</a>: everything, as JSON
 </ul></body></html>
 """
+_MISDIRECTED = (421, b"Misdirected Request")  # RFC 9110 section 15.5.20, not known to twisted.web
 _MOST_CONNECTIONS = 64
 _IDLE_SECONDS = 30
 
@@ -73,7 +74,7 @@ class Pages:
         if len(hosts) != 1 and (hosts or version != b"HTTP/1.0"):
             return _said(http.BAD_REQUEST, "expected one Host")
         if hosts and _loopback(local) and not Target("http", _name(hosts[0]), 80, "/").loopback:
-            return _said(421, "this is a loopback address: ask for localhost, 127.0.0.1 or [::1]")
+            return _said(_MISDIRECTED[0], "this is a loopback address: ask for localhost, 127.0.0.1 or [::1]")
         if method not in (b"GET", b"HEAD"):
             return _said(http.NOT_ALLOWED, "only GET and HEAD")
         match path:
@@ -122,15 +123,16 @@ class _Request(http.Request):
         self.content = _Nowhere()
 
     def process(self) -> None:
+        request: Any = self  # most methods of twisted.web's have no types
         hosts = self.requestHeaders.getRawHeaders(b"host", [])
         try:
             code, media_type, body = self._pages.answer(
-                self.method, self.path, hosts, self.getHost().host, self.clientproto
+                self.method, self.path, hosts, request.getHost().host, self.clientproto
             )
         except Exception:
             self._log.failure("the status page {path!r} failed", event="site.failed", path=self.path)
             code, media_type, body = _said(http.INTERNAL_SERVER_ERROR, "this page failed; the log says why")
-        self.setResponseCode(code)
+        self.setResponseCode(code, _MISDIRECTED[1] if code == _MISDIRECTED[0] else None)
         for name, value in (
             ("Content-Type", media_type),
             ("Content-Length", str(len(body))),
@@ -138,11 +140,11 @@ class _Request(http.Request):
             ("X-Content-Type-Options", "nosniff"),
             ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
         ):
-            self.setHeader(name, value)
+            request.setHeader(name, value)
         if code == http.NOT_ALLOWED:
-            self.setHeader("Allow", "GET, HEAD")
-        self.write(body)  # to HEAD, twisted.web sends the fields alone
-        self.finish()
+            request.setHeader("Allow", "GET, HEAD")
+        request.write(body)  # to HEAD, twisted.web sends the fields alone
+        request.finish()
 
 
 class _Nowhere(BytesIO):
@@ -173,17 +175,19 @@ class _Connections(WrappingFactory[ProtocolWrapper]):
     """Bounds how many there are, and can end them all."""
 
     noisy = False
+    _gone: Deferred[None] | None = None
 
     def __init__(self, factory: _HTTPFactory) -> None:
-        super().__init__(factory)
-        self._gone: Deferred[None] | None = None
+        untyped: Any = super()
+        untyped.__init__(factory)
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         # None: Twisted closes the connection.
         return super().buildProtocol(addr) if len(self.protocols) < _MOST_CONNECTIONS else None
 
     def unregisterProtocol(self, p: ProtocolWrapper) -> None:
-        super().unregisterProtocol(p)
+        untyped: Any = super()
+        untyped.unregisterProtocol(p)
         gone = self._gone
         if gone is not None and not self.protocols:
             self._gone = None
@@ -224,12 +228,11 @@ class StatusSite(Service):
         self.port = 0
         self._listen = listen
         self._reactor = reactor
-        self._pages = Pages(registry, status)
+        self._connections = _Connections(_HTTPFactory(Pages(registry, status), reactor))
         self._listening: IListeningPort | None = None
 
     def startService(self) -> None:
         """Listen."""
-        self._connections = _Connections(_HTTPFactory(self._pages, self._reactor))
         try:
             listening = self._reactor.listenTCP(self._wanted, self._connections, interface=self._interface)
         except CannotListenError as error:
@@ -238,17 +241,21 @@ class StatusSite(Service):
                 "this one, or listen on an address of this machine",
                 key="observe.listen",
             ) from error
-        super().startService()
+        untyped: Any = super()
+        untyped.startService()
         self._listening = listening
         address: Any = listening.getHost()
         self.port = address.port
         self.log.info(
-            "the status page is at http://{host}:{port}/", event="site.started", host=self._interface, port=self.port
+            "the status page is at http://{authority}/",
+            event="site.started",
+            authority=Target("http", self._interface, self.port, "/").authority,
         )
 
     def stopService(self) -> Deferred[None]:
         """Stop listening and end all connections; fires when none is left."""
-        super().stopService()
+        untyped: Any = super()
+        untyped.stopService()
         listening, self._listening, self.port = self._listening, None, 0
         if listening is None:
             return succeed(None)

@@ -1,0 +1,239 @@
+"""Secrets stay out of what people read, and foreign text stays on its line."""
+
+from __future__ import annotations
+
+import json
+import time
+from urllib.parse import quote
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from commsmgr.errors import ConfigError
+from commsmgr.redact import MARK, Redactor, clip, sensitive, single_line
+
+TOKEN = "eyJhbGciOi.J9+/abc=="
+
+header_safe = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=8, max_size=40)
+
+
+class RememberedSecretTests(SynchronousTestCase):
+    """What is known to be a secret."""
+
+    def test_everywhere(self) -> None:
+        """A remembered secret is replaced wherever it stands, also more than once and inside a word."""
+        redact = Redactor()
+        redact.secret(TOKEN)
+        self.assertEqual(redact(f"x{TOKEN}y, {TOKEN}"), f"x{MARK}y, {MARK}")
+
+    def test_spellings(self) -> None:
+        """A secret is found in a repr, in JSON and percent-encoded in a URL, too."""
+        redact = Redactor()
+        secret = 'pa"ss\\wo\'rd+é/=='
+        redact.secret(secret)
+        for spelled in (repr({"k": secret}), json.dumps([secret]), "v=" + quote(secret, safe="")):
+            self.assertIn(MARK, redact(spelled))
+            self.assertNotIn("wo", redact(spelled))
+
+    def test_short(self) -> None:
+        """What is shorter than 8 characters is no secret: ordinary words must not vanish."""
+        redact = Redactor()
+        redact.secret("seconds"[:7])
+        redact.secret("")
+        self.assertEqual(redact("three seconds"), "three seconds")
+
+    def test_part_of_mark(self) -> None:
+        """A secret that is part of the mark cannot be hidden by it and is ignored."""
+        redact = Redactor()
+        redact.secret("redacted")
+        self.assertEqual(redact("redacted"), "redacted")
+
+    def test_surrounding_blanks(self) -> None:
+        """A token read with its newline is remembered without."""
+        redact = Redactor()
+        redact.secret("hunter2hunter2\n")
+        self.assertEqual(redact("<hunter2hunter2>"), f"<{MARK}>")
+
+    def test_surrogate(self) -> None:
+        """A secret that no URL can bear is remembered all the same."""
+        redact = Redactor()
+        redact.secret("\ud800hunter2hunter2")
+        self.assertEqual(redact("\ud800hunter2hunter2"), MARK)
+
+    def test_latest_sixteen(self) -> None:
+        """The latest 16 are kept, and using one again makes it late."""
+        redact = Redactor()
+        secrets = [f"token-number-{number:02}" for number in range(17)]
+        for secret in secrets[:16]:
+            redact.secret(secret)
+        redact.secret(secrets[0])
+        redact.secret(secrets[16])
+        self.assertEqual(redact(secrets[0]), MARK)
+        self.assertEqual(redact(secrets[1]), secrets[1])
+        self.assertEqual({redact(secret) for secret in secrets[2:]}, {MARK})
+
+    def test_longest_first(self) -> None:
+        """A secret that begins with another one is replaced whole."""
+        redact = Redactor()
+        redact.secret("abcdefgh")
+        redact.secret("abcdefghijkl")
+        self.assertEqual(redact("abcdefghijkl abcdefgh"), f"{MARK} {MARK}")
+
+    def test_hide_leaves_the_rest(self) -> None:
+        """``hide`` replaces what is known and judges no form."""
+        redact = Redactor(["x+"])
+        redact.secret(TOKEN)
+        self.assertEqual(redact.hide(f"password=a xxx {TOKEN}"), f"password=a xxx {MARK}")
+
+    @given(header_safe, st.text(), st.text())
+    def test_never_shows(self, secret: str, before: str, after: str) -> None:
+        """Whatever stands around it, a secret that a header can bear does not come through."""
+        redact = Redactor()
+        redact.secret(secret)
+        if secret in MARK or "[redacted" in secret or secret in before + MARK + after:
+            return
+        self.assertNotIn(secret, redact(before + secret + after))
+
+
+class FormTests(SynchronousTestCase):
+    """What looks like a secret."""
+
+    def check_hidden(self, cases: dict[str, str]) -> None:
+        redact = Redactor()
+        for text, expected in cases.items():
+            self.assertEqual(redact(text), expected, text)
+            self.assertEqual(redact(expected), expected, f"twice: {text}")
+
+    def test_authorization(self) -> None:
+        """The value of an Authorization field goes, its name stays, however it is written down."""
+        self.check_hidden(
+            {
+                "Authorization: Bearer abc.def": f"Authorization: {MARK}",
+                "authorization: Basic dXNlcjpwYXNz rest": f"authorization: {MARK} rest",
+                "Proxy-Authorization: NTLM abc": f"Proxy-Authorization: {MARK}",
+                "Authorization: opaque": f"Authorization: {MARK}",
+                'Authorization: Digest username="u", response="0f"': f"Authorization: {MARK}",
+                '{"Authorization": "Bearer abc"}': f'{{"Authorization": "{MARK}"}}',
+                "Headers({b'authorization': [b'Bearer abc']})": f"Headers({{b'authorization': [b'{MARK}']}})",
+                "('Authorization', 'Basic YmFzaWM6')": f"('Authorization', '{MARK}')",
+            }
+        )
+
+    def test_bearer(self) -> None:
+        """A bearer token goes wherever it is named."""
+        self.check_hidden(
+            {
+                "sent Bearer abc.def-123, then closed": f"sent Bearer {MARK}, then closed",
+                "BEARER abc": f"BEARER {MARK}",
+                '"bearer x"': f'"bearer {MARK}"',
+            }
+        )
+
+    def test_assignments(self) -> None:
+        """Values of passwords, tokens, secrets and keys go, as shells, URLs, Python, JSON and headers note them."""
+        self.check_hidden(
+            {
+                "password=hunter2 user=me": f"password={MARK} user=me",
+                "/x?access_token=abc&y=1": f"/x?access_token={MARK}&y=1",
+                "Auth(token='a b', x=1)": f"Auth(token={MARK}, x=1)",
+                'client_secret = "a \\" b" and': f"client_secret = {MARK} and",
+                '{"refresh_token":"abc","x":1}': f'{{"refresh_token":{MARK},"x":1}}',
+                "{'api_key': b'abc'}": f"{{'api_key': {MARK}}}",
+                '"{\\"token\\": \\"abc\\", \\"x\\": 1}"': f'"{{\\"token\\": {MARK}, \\"x\\": 1}}"',
+                "[(b'x-token', b'abc')]": f"[(b'x-token', {MARK})]",
+                "X-Api-Key: abc": f"X-Api-Key: {MARK}",
+                "passwd: abc": f"passwd: {MARK}",
+                "passphrase=abc;pwd=def": f"passphrase={MARK};pwd={MARK}",
+                "private_key=abc": f"private_key={MARK}",
+                "credentials=abc": f"credentials={MARK}",
+                'password="cut off': f"password={MARK}",
+                "TOKEN=ABC": f"TOKEN={MARK}",
+            }
+        )
+
+    def test_url(self) -> None:
+        """The password in a URL goes, the user stays."""
+        self.check_hidden(
+            {
+                "http://me:hunter2@proxy:3128/x": f"http://me:{MARK}@proxy:3128/x",
+                "http://proxy:3128/a@b": "http://proxy:3128/a@b",
+            }
+        )
+
+    def test_prose(self) -> None:
+        """Sentences of ours, and what an operator needs in order to repair things, stay as they are."""
+        redact = Redactor()
+        for text in (
+            "No usable bearer token could be had. (look at [auth]: the file, the variable or the callable)",
+            "code: auth.token: must be printable ASCII",
+            "auth.token_file=/etc/agent/token cannot be read",
+            'WWW-Authenticate: Bearer realm="x", error="invalid_token", error_description="expired"',
+            "token == None",
+            "the authorization was refused",
+            "wss://backend.example:8443/ws?x=1",
+            "key=17 keys=3 token_expires=5",
+        ):
+            self.assertEqual(redact(text), text)
+
+    def test_operator_patterns(self) -> None:
+        """What an operator's expression matches goes; where it matches nothing, nothing comes."""
+        redact = Redactor([r"\d{4}-\d{4}", "x*"])
+        self.assertEqual(redact("card 1234-5678 xx."), f"card {MARK} {MARK}.")
+
+    def test_wrong_pattern(self) -> None:
+        """A wrong expression is named by its key."""
+        error = self.assertRaises(ConfigError, Redactor, ["fine", "(oops"])
+        self.assertEqual(error.key, "observe.redact[1]")
+        self.assertIn("not a regular expression", str(error))
+
+    def test_linear(self) -> None:
+        """No text that a peer could think of makes redaction take more than linear time."""
+        redact = Redactor()
+        for piece in (
+            "bearer ", "token", "authorization: ", 'password="', "://a:", 'token\\"=', "authorization:          ",
+            "password='\\", "authorization: digest ", "secret=", "key\\\"", "authorization: bearer ",
+        ):
+            started = time.process_time()
+            redact(piece * (200_000 // len(piece)))
+            # A quadratic expression takes minutes here.
+            self.assertLess(time.process_time() - started, 2, piece)
+
+
+class NameTests(SynchronousTestCase):
+    """Names of fields."""
+
+    def test_sensitive(self) -> None:
+        """Names that end in the word for a secret mark their value, others do not."""
+        for name in ("token", "access_token", "Password", "client-secret", "api_key", "Authorization", "credentials"):
+            self.assertTrue(sensitive(name), name)
+        for name in ("token_file", "key", "message_id", "passed", "tokens", "secret_count", "token\n"):
+            self.assertFalse(sensitive(name), name)
+
+
+class SingleLineTests(SynchronousTestCase):
+    """Foreign text on one line."""
+
+    def test_plain(self) -> None:
+        """Printable text, of any script, is left alone."""
+        self.assertEqual(single_line("naïve ☃ 日本語 \\n"), "naïve ☃ 日本語 \\n")
+
+    def test_escapes(self) -> None:
+        """What ends a line, steers a terminal or turns the writing round is made visible."""
+        self.assertEqual(
+            single_line("a\r\n\tb\x1b[31m\x9b\x00\x7f\u2028\u202e\ud800"),
+            r"a\r\n\tb\x1b[31m\x9b\x00\x7f\u2028\u202e\ud800",
+        )
+
+    def test_limit(self) -> None:
+        """What is cut off is counted."""
+        self.assertEqual(single_line("a\nbcdef", limit=3), r"a\nb… (4 more characters)")
+        self.assertEqual(clip("abc", 3), "abc")
+
+    @given(st.text())
+    def test_one_line(self, text: str) -> None:
+        """Whatever the text, the outcome is one printable line that can be encoded."""
+        line = single_line(text)
+        self.assertTrue(line.isprintable())
+        self.assertLessEqual(len(line.splitlines()), 1)
+        line.encode("utf-8")
