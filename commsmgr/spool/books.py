@@ -1,0 +1,324 @@
+"""
+What the writer does to the database within a transaction: the statements of the outbox, and the totals.
+
+Runs in the writer's thread only. Nothing here begins or ends a transaction; :mod:`.writer` does.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from typing import Any, Final
+
+from msgspec import Struct, structs
+
+from commsmgr.errors import QueueFull
+from commsmgr.spool.records import DeadLetter, Entry, Lane, Loss, entry_checksum, first_seq, lane_of
+
+SLICE: Final = 500
+"""Rows touched by one job of expiry and the like, so that nobody waits long behind it."""
+
+PAGE_ROWS: Final = 500
+PAGE_BYTES: Final = 1 << 20
+MAX_STATES: Final = 1000
+"""Keys of the state lane; each holds one message, and the agent chooses them."""
+
+_MAX_REASONS: Final = 32
+_COLUMNS: Final = "seq, kind, id, key, accepted_at, expires_at, crc, body"
+
+
+class Counter(Struct):
+    """The totals, as they stand in the one row of the table of that name."""
+
+    commits: int
+    next_event: int
+    next_state: int
+    events: int
+    event_bytes: int
+    states: int
+    dead_letters: int
+    dead_bytes: int
+    open_commands: int
+    remembered_bytes: int
+
+
+_COUNTER_FIELDS: Final = Counter.__struct_fields__
+_READ_COUNTER: Final = f"SELECT {', '.join(_COUNTER_FIELDS)} FROM counter"
+_WRITE_COUNTER: Final = f"UPDATE counter SET {', '.join(f'{name} = ?' for name in _COUNTER_FIELDS)}"
+
+
+class Gone(Struct, frozen=True):
+    """An entry that was given up: its number, and the class of the reason."""
+
+    seq: int
+    reason: str
+
+
+class Page(Struct, frozen=True):
+    """
+    Entries of a lane as they stand in the database.
+
+    :ivar last: the greatest number looked at; ``complete`` says that there was nothing after it.
+    """
+
+    entries: list[Entry]
+    last: int
+    complete: bool
+    damaged: list[Gone]
+
+
+class Books:
+    """
+    The database, seen by one transaction.
+
+    :param max_dead_letters: dead letters kept; the oldest give way.
+    :param max_dead_bytes: bytes of their bodies kept.
+    :param max_remembered: bytes of the bodies of results kept for duplicates of their commands.
+    """
+
+    def __init__(
+        self, db: sqlite3.Connection, *, max_dead_letters: int, max_dead_bytes: int, max_remembered: int
+    ) -> None:
+        self.db = db
+        self.max_remembered = max_remembered
+        self._max_dead_letters = max_dead_letters
+        self._max_dead_bytes = max_dead_bytes
+        self.reload()
+
+    def reload(self) -> None:
+        """Take the totals from the database, after it was opened or a transaction was undone."""
+        self.counter = Counter(*self.db.execute(_READ_COUNTER).fetchone())
+
+    def snapshot(self) -> Counter:
+        """Return the totals as they are now."""
+        return structs.replace(self.counter)
+
+    def write_counter(self) -> int:
+        """Write the totals and return the number of this commit."""
+        self.counter.commits += 1
+        self.db.execute(_WRITE_COUNTER, structs.astuple(self.counter))
+        return self.counter.commits
+
+    def oldest_event_at(self) -> float | None:
+        """Return when the oldest event was accepted."""
+        row = self.db.execute(
+            "SELECT accepted_at FROM entry WHERE seq < ? ORDER BY seq LIMIT 1", (first_seq(Lane.STATE),)
+        ).fetchone()
+        return None if row is None else float(row[0])
+
+    def add_event(self, kind: str, id: str, body: bytes, accepted_at: float, expires_at: float | None) -> Entry:
+        """Append an event."""
+        counter = self.counter
+        entry = Entry(counter.next_event, Lane.EVENT, kind, id, body, accepted_at, expires_at)
+        self._insert(entry)
+        counter.next_event += 1
+        counter.events += 1
+        counter.event_bytes += len(body)
+        return entry
+
+    def set_state(
+        self, kind: str, id: str, body: bytes, accepted_at: float, expires_at: float | None, key: str
+    ) -> tuple[Entry, int | None]:
+        """
+        Append a state and remove the older one of its key.
+
+        :return: the new one, and the older one's number.
+        :raise QueueFull: there are too many keys.
+        """
+        counter = self.counter
+        row = self.db.execute("SELECT seq FROM entry WHERE key = ? AND key <> ''", (key,)).fetchone()
+        older: int | None = None
+        if row is not None:
+            older = row[0]
+            self.delete([row[0]])
+        elif counter.states >= MAX_STATES:
+            raise QueueFull(f"state of {MAX_STATES} keys is waiting already")
+        seq = first_seq(Lane.STATE) + counter.next_state
+        entry = Entry(seq, Lane.STATE, kind, id, body, accepted_at, expires_at, key)
+        self._insert(entry)
+        counter.next_state += 1
+        counter.states += 1
+        return entry, older
+
+    def _insert(self, entry: Entry) -> None:
+        seq, kind, id, key, body = entry.seq, entry.kind, entry.id, entry.key, entry.body
+        accepted_at, expires_at = entry.accepted_at, entry.expires_at
+        crc = entry_checksum(seq, kind, id, key, accepted_at, expires_at, body)
+        self.db.execute(
+            f"INSERT INTO entry ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq, kind, id, key, accepted_at, expires_at, crc, body),
+        )
+
+    def delete(self, seqs: Iterable[int]) -> None:
+        """Remove entries; those that are not there any more do not matter."""
+        counter = self.counter
+        for seq in seqs:
+            # The length comes from the record's header: a large body is not read.
+            row = self.db.execute("SELECT length(body) FROM entry WHERE seq = ?", (seq,)).fetchone()
+            if row is None:
+                continue
+            self.db.execute("DELETE FROM entry WHERE seq = ?", (seq,))
+            if lane_of(seq) is Lane.EVENT:
+                counter.events -= 1
+                counter.event_bytes -= row[0]
+            else:
+                counter.states -= 1
+
+    def has(self, seq: int) -> bool:
+        """Say whether the entry is there."""
+        return self.db.execute("SELECT 1 FROM entry WHERE seq = ?", (seq,)).fetchone() is not None
+
+    def page(self, lane: Lane, after: int, now: float) -> Page:
+        """
+        Read entries of ``lane`` with numbers greater than ``after``, in order.
+
+        Damaged ones become dead letters at once: they must not stop those behind them.
+        """
+        try:
+            return self._page(lane, after, now)
+        except sqlite3.OperationalError as error:
+            if "decode" not in str(error):
+                raise
+        # A flipped bit in a text column: read it anyway, its checksum will tell which one it was.
+        self.db.text_factory = _lenient
+        try:
+            return self._page(lane, after, now)
+        finally:
+            self.db.text_factory = str
+
+    def _page(self, lane: Lane, after: int, now: float) -> Page:
+        rows = self.db.execute(
+            f"SELECT {_COLUMNS} FROM entry WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
+            (after, first_seq(lane + 1), PAGE_ROWS),
+        )
+        entries: list[Entry] = []
+        damaged: list[int] = []
+        size, last, read, full = 0, after, 0, False
+        for row in rows:
+            read += 1
+            last = row[0]
+            entry = _entry(row)
+            if entry is None:
+                damaged.append(last)
+                continue
+            entries.append(entry)
+            size += len(entry.body)
+            if size >= PAGE_BYTES:
+                full = True
+                break
+        rows.close()
+        gone = [each for seq in damaged for each in self.bury(seq, "damaged", now)]
+        return Page(entries, last, not full and read < PAGE_ROWS, gone)
+
+    def bury(self, seq: int, reason: str, now: float) -> list[Gone]:
+        """Make a dead letter of an entry, and of nothing when it is not there any more."""
+        found = self.db.execute(
+            "SELECT kind, length(body), accepted_at FROM entry WHERE seq = ?", (seq,)
+        ).fetchone()
+        if found is None:
+            return []
+        kind, size = str(found[0]), int(found[1])
+        if self._max_dead_letters and size <= self._max_dead_bytes:
+            self.db.execute(
+                "INSERT INTO dead_letter (seq, kind, id, key, accepted_at, died_at, reason, body)"
+                " SELECT seq, kind, id, key, accepted_at, ?, ?, body FROM entry WHERE seq = ?",
+                (now, reason, seq),
+            )
+            self.counter.dead_letters += 1
+            self.counter.dead_bytes += size
+            self._trim_dead_letters()
+        self.delete([seq])
+        return [Gone(seq, self._count_loss(reason, kind, now))]
+
+    def _trim_dead_letters(self) -> None:
+        counter = self.counter
+        while counter.dead_letters > self._max_dead_letters or counter.dead_bytes > self._max_dead_bytes:
+            n, size = self.db.execute("SELECT n, length(body) FROM dead_letter ORDER BY n LIMIT 1").fetchone()
+            self.db.execute("DELETE FROM dead_letter WHERE n = ?", (n,))
+            counter.dead_letters -= 1
+            counter.dead_bytes -= size
+
+    def _count_loss(self, reason: str, kind: str, now: float) -> str:
+        """Count under the reason's first part, for the rest may be a peer's free text; ``other`` beyond a bound."""
+        name = reason.partition(":")[0][:64]
+        known = self.db.execute("SELECT 1 FROM loss WHERE reason = ? AND kind = ?", (name, kind)).fetchone()
+        if known is None and self.db.execute("SELECT count(*) FROM loss").fetchone()[0] >= _MAX_REASONS:
+            name = "other"
+        self.db.execute(
+            "INSERT INTO loss (reason, kind, n, first_at, last_at) VALUES (?1, ?2, 1, ?3, ?3)"
+            " ON CONFLICT (reason, kind) DO UPDATE SET n = n + 1, last_at = ?3",
+            (name, kind, now),
+        )
+        return name
+
+    def expire(self, now: float, oldest: float | None, sent: dict[Lane, int]) -> tuple[list[Gone], bool]:
+        """
+        Make dead letters of at most :data:`SLICE` entries whose time is over.
+
+        :param oldest: events accepted at or before this are over age; None: none are.
+        :param sent: the greatest number of each lane that was taken for sending; what is in flight is left alone.
+        :return: what was given up, and whether there may be more.
+        """
+        event, state = sent[Lane.EVENT], sent[Lane.STATE]
+        over = self.db.execute(
+            "SELECT seq FROM entry WHERE expires_at <= ? AND (seq > ? AND seq < ? OR seq > ?) LIMIT ?",
+            (now, event, first_seq(Lane.STATE), state, SLICE),
+        ).fetchall()
+        gone = [each for (seq,) in over for each in self.bury(seq, "expired", now)]
+        more = len(over) == SLICE
+        if oldest is not None and not more:
+            # In order of acceptance, hence of age, save for steps of the clock, which only make one wait longer.
+            aged: list[int] = []
+            rows = self.db.execute(
+                "SELECT seq, accepted_at FROM entry WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
+                (event, first_seq(Lane.STATE), SLICE),
+            )
+            for seq, accepted_at in rows:
+                if accepted_at > oldest:
+                    break
+                aged.append(seq)
+            rows.close()
+            gone += [each for seq in aged for each in self.bury(seq, "over-age", now)]
+            more = len(aged) == SLICE
+        return gone, more
+
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Return the latest dead letters, the latest first."""
+        self.db.text_factory = _lenient
+        try:
+            rows = self.db.execute(
+                "SELECT seq, kind, id, key, accepted_at, died_at, reason, body FROM dead_letter"
+                " ORDER BY n DESC LIMIT ?",
+                (limit,),
+            )
+            return [DeadLetter(*row) for row in rows]
+        finally:
+            self.db.text_factory = str
+
+    def losses(self) -> list[Loss]:
+        """Return what was given up and not yet reported."""
+        return [Loss(*row) for row in self.db.execute("SELECT reason, kind, n, first_at, last_at FROM loss")]
+
+    def forget_losses(self, reported: Iterable[Loss]) -> None:
+        """Take reported losses off the books; those that came since remain."""
+        for loss in reported:
+            self.db.execute(
+                "UPDATE loss SET n = n - ?, first_at = ? WHERE reason = ? AND kind = ?",
+                (loss.count, loss.last_at, loss.reason, loss.kind),
+            )
+        self.db.execute("DELETE FROM loss WHERE n <= 0")
+
+
+def _lenient(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
+
+
+def _entry(row: tuple[Any, ...]) -> Entry | None:
+    """Return the entry of a row, or None when it is damaged, in whichever way."""
+    seq, kind, id, key, accepted_at, expires_at, crc, body = row
+    try:
+        if crc != entry_checksum(seq, kind, id, key, accepted_at, expires_at, body):
+            return None
+    except TypeError:
+        return None
+    return Entry(seq, lane_of(seq), kind, id, body, accepted_at, expires_at, key)

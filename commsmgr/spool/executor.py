@@ -1,0 +1,98 @@
+"""
+Where the spool's work is done: in one thread of its own, or, for a spool in memory, between two turns of the reactor.
+
+An executor is called with a function and returns a Deferred of its result; calls are done one after another, in order.
+A simulation brings its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.python.failure import Failure
+
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Does work that may block. The Deferreds fire in the reactor's thread, in the order of the calls."""
+
+    def __call__(self, work: Callable[[], T], /) -> Deferred[T]: ...
+
+    def stop(self) -> Deferred[None]:
+        """Give up what the executor holds; nothing is under way then. The next call begins anew."""
+
+
+class InlineExecutor:
+    """Does the work in the reactor's thread, in a later turn, so that what is handed over in one turn is done together."""
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._reactor = reactor
+
+    def __call__(self, work: Callable[[], T], /) -> Deferred[T]:
+        """Do ``work`` in the next turn."""
+        done: Deferred[T] = Deferred()
+        self._reactor.callLater(0, _fire, done, work)
+        return done
+
+    def stop(self) -> Deferred[None]:
+        """Nothing to do."""
+        return succeed(None)
+
+
+class ThreadExecutor:
+    """
+    Does the work in one thread, which waits without a timeout: an idle spool wakes nobody.
+
+    It is a daemon thread: a disk that hangs must not keep the process from ending, and what is committed is safe.
+    """
+
+    def __init__(self, reactor: IReactorFromThreads) -> None:
+        self._reactor = reactor
+        self._queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None] | None = None
+
+    def __call__(self, work: Callable[[], T], /) -> Deferred[T]:
+        """Do ``work`` in the thread, which is started if it is not there."""
+        done: Deferred[T] = Deferred()
+        if self._queue is None:
+            self._queue = SimpleQueue()
+            self._thread = Thread(target=self._run, args=(self._queue,), name="commsmgr-spool", daemon=True)
+            self._thread.start()
+        self._queue.put((work, done))
+        return done
+
+    def stop(self) -> Deferred[None]:
+        """End the thread after what was handed over."""
+        if self._queue is None:
+            return succeed(None)
+        queue, self._queue = self._queue, None
+        thread = self._thread
+        ended: Deferred[None] = Deferred()
+        # The thread has nothing left to do but to return when this comes, so that joining it does not block.
+        queue.put((lambda: None, ended))
+        queue.put(None)
+        return ended.addCallback(lambda _: thread.join())
+
+    def _run(self, queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None]) -> None:
+        while (item := queue.get()) is not None:
+            self._reactor.callFromThread(_deliver, item[1], _outcome(item[0]))
+
+
+def _outcome(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except BaseException:  # whatever it is, somebody in the reactor's thread waits for it
+        return Failure()
+
+
+def _deliver(done: Deferred[Any], outcome: Any) -> None:
+    done.callback(outcome)  # a Failure makes it an errback
+
+
+def _fire(done: Deferred[Any], work: Callable[[], Any]) -> None:
+    _deliver(done, _outcome(work))

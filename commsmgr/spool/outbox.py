@@ -1,0 +1,365 @@
+"""
+What waits to be sent: submissions in, entries out to the :mod:`readers <.reader>`, receipts back in.
+
+An event that was accepted leaves the outbox in one of three ways only: by a receipt (:meth:`Outbox.forget`), refused for
+good (:meth:`Outbox.bury`), or over its time (:meth:`Outbox.expire`); the latter two leave a dead letter and a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from commsmgr import config
+from commsmgr.errors import InvalidMessage, NotRunning, QueueFull
+from commsmgr.spool.books import Books, Gone, Page
+from commsmgr.spool.reader import Reader
+from commsmgr.spool.records import DeadLetter, Entry, Lane, Loss, OutboxStats
+from commsmgr.spool.store import Job, Store
+from commsmgr.spool.writer import Outcome
+
+
+class Outbox:
+    """
+    Made by :class:`commsmgr.spool.Spool`. All Deferreds fire after the commit; cancelling one undoes nothing, for what
+    is handed over to the writer will be done. All fail with NotRunning unless the spool is open.
+
+    :ivar stats: what is held, as of the last commit.
+    :ivar on_change: called, once per batch, after :attr:`stats` changed.
+    """
+
+    log = Logger()
+
+    def __init__(self, settings: config.Spool, wall: Callable[[], float]) -> None:
+        self.stats = OutboxStats()
+        self.on_change: Callable[[], None] | None = None
+        self._settings = settings
+        self._wall = wall
+        self._store: Store
+        self._reserved_events = 0
+        self._reserved_bytes = 0
+        self._receipted: set[int] = set()
+        self._readers = {lane: Reader(lane, self._fetch, self._receipted) for lane in Lane}
+        self._event_reader = self._readers[Lane.EVENT]
+
+    def attach(self, store: Store) -> None:
+        """Use ``store``; called once, by the spool."""
+        self._store = store
+
+    # -- in
+
+    def put(
+        self, *, lane: Lane, kind: str, id: str, body: bytes, key: str = "", ttl: float | None = None
+    ) -> Deferred[int]:
+        """
+        Accept a message for sending.
+
+        :param key: what it is the state of; it replaces an unsent older one of the same key. Empty for events.
+        :param ttl: seconds after which it need not be sent any more.
+        :return: its number, after the commit. Fails with QueueFull at once when a bound is reached, what is still being
+            committed included; with SpoolWriteFailed when the disk did not take it (after a failing flush it may be
+            there all the same, and then is sent); with InvalidMessage when ``key`` and ``lane`` do not fit.
+        """
+        if (lane is Lane.STATE) != bool(key):
+            return fail(InvalidMessage("a state has a key, an event has none"))
+        accepted_at = float(self._wall())
+        expires_at = None if ttl is None else accepted_at + ttl
+        if lane is Lane.STATE:
+            return self._store.submit(_PutState(self, kind, id, body, accepted_at, expires_at, key))
+        if (refusal := self.refusal(len(body))) is not None:
+            return fail(refusal)
+        return self._store.submit(_PutEvent(self, kind, id, body, accepted_at, expires_at))
+
+    def refusal(self, size: int) -> QueueFull | None:
+        """Return why an event of ``size`` bytes cannot be accepted now, or None."""
+        events = self.stats.events + self._reserved_events
+        if events >= self._settings.max_events:
+            return QueueFull(f"{events} events are waiting, spool.max_events is {self._settings.max_events}")
+        held = self.stats.event_bytes + self._reserved_bytes
+        if held + size > self._settings.max_bytes:
+            return QueueFull(
+                f"{held} bytes of events are waiting, {size} more would exceed spool.max_bytes,"
+                f" which is {self._settings.max_bytes}"
+            )
+        return None
+
+    def reserve(self, size: int) -> None:
+        """Count an event as held before it is committed."""
+        self._reserved_events += 1
+        self._reserved_bytes += size
+
+    def release(self, size: int) -> None:
+        """Undo :meth:`reserve`, once the event is committed, or will not be."""
+        self._reserved_events -= 1
+        self._reserved_bytes -= size
+
+    # -- out
+
+    def reader(self, lane: Lane) -> Reader:
+        """Return the reader of ``lane``, always the same one: there is one consumer."""
+        return self._readers[lane]
+
+    def forget(self, seqs: Iterable[int]) -> Deferred[None]:
+        """
+        Take note of receipts: these entries are not handed out again from now on.
+
+        A receipt is never lost while the spool is open: when the disk fails, deletion is tried again until it works,
+        and the Deferred waits. Numbers that are not known are ignored.
+        """
+        wanted = list(seqs)
+        job = _Forget(self, wanted)
+        self._receipted.update(wanted)
+        for reader in self._readers.values():
+            for seq in wanted:
+                reader.discard(seq)
+        return self._store.submit(job)
+
+    def bury(self, seq: int, reason: str) -> Deferred[None]:
+        """
+        Make a dead letter of an entry that was refused for good.
+
+        :param reason: kept with it. Counted under its part before the first colon, which should be one of a few words.
+        """
+        return self._store.submit(_Bury(self, seq, reason, self._wall()))
+
+    def expire(self) -> Deferred[int]:
+        """
+        Make dead letters of what is over its time: ``expired`` by its own ``ttl``, ``over-age`` by spool.max_age.
+
+        What was taken and not forgotten is left alone, for its receipt may be on its way; a rewind ends that. Ages are
+        told by the wall clock: after a step back things live longer.
+
+        :return: how many. To be called from time to time; works in slices.
+        """
+        return Deferred.fromCoroutine(self._expire())
+
+    async def _expire(self) -> int:
+        total, more = 0, True
+        while more:
+            now = self._wall()
+            oldest = now - self._settings.max_age if self._settings.max_age else None
+            gone: list[Gone]
+            gone, more = await self._store.submit(_Expire(self, now, oldest))
+            total += len(gone)
+        return total
+
+    def dead_letters(self, limit: int) -> Deferred[list[DeadLetter]]:
+        """Return the latest dead letters, at most ``limit``, the latest first."""
+        return self._store.submit(_Ask(lambda books: books.dead_letters(limit)))
+
+    def losses(self) -> Deferred[list[Loss]]:
+        """Return what was given up and not yet reported, across restarts."""
+        return self._store.submit(_Ask(Books.losses))
+
+    def forget_losses(self, reported: Iterable[Loss]) -> Deferred[None]:
+        """Take note that ``reported``, as it came from :meth:`losses`, reached the backend."""
+        losses = list(reported)
+        return self._store.submit(_Ask(lambda books: books.forget_losses(losses)))
+
+    # -- for the spool and for jobs
+
+    def start(self) -> None:
+        """The spool is open."""
+        for reader in self._readers.values():
+            reader.start()
+
+    def stop(self) -> None:
+        """The spool is closed."""
+        self._receipted.clear()
+        for reader in self._readers.values():
+            reader.stop()
+
+    def committed(self, entry: Entry) -> None:
+        """``entry`` is in the database now."""
+        reader = self._event_reader if entry.lane is Lane.EVENT else self._readers[entry.lane]
+        reader.committed(entry)
+
+    def discard(self, seq: int) -> None:
+        """The entry is not in the database any more."""
+        for reader in self._readers.values():
+            reader.discard(seq)
+
+    def forgotten(self, seqs: Iterable[int]) -> None:
+        """The deletion of receipted entries is committed, or nobody will try it any more."""
+        self._receipted.difference_update(seqs)
+
+    def given_up(self, gone: Iterable[Gone]) -> None:
+        """These are dead letters now."""
+        dropped = self.stats.dropped
+        for each in gone:
+            dropped[each.reason] = dropped.get(each.reason, 0) + 1
+            self.discard(each.seq)
+
+    def after_batch(self, outcome: Outcome) -> None:
+        """Take over the totals, and tell those who listen."""
+        stats, counter = self.stats, outcome.counter
+        changed = False
+        if counter is not None:
+            now = (counter.events, counter.event_bytes, counter.states, counter.dead_letters, outcome.oldest_event_at)
+            before = (stats.events, stats.event_bytes, stats.states, stats.dead_letters, stats.oldest_event_at)
+            changed = now != before
+            stats.events, stats.event_bytes, stats.states, stats.dead_letters, stats.oldest_event_at = now
+        listeners: list[Callable[[], None] | None] = [self.on_change if changed else None]
+        for reader in self._readers.values():
+            if outcome.reopened:
+                reader.lost_track()
+            listeners.append(reader.announce)
+        for listener in listeners:
+            if listener is not None:
+                try:
+                    listener()
+                except Exception:
+                    self.log.failure("A listener of the outbox failed.", event="spool.listener_failed")
+
+    def _fetch(self, lane: Lane, after: int, generation: int) -> None:
+        self._store.submit(_Fetch(self, lane, after, generation, self._wall())).addErrback(self._not_fetched)
+
+    def _not_fetched(self, failure: Failure) -> None:
+        if failure.check(NotRunning) is None:
+            self.log.failure("A page of the outbox could not be read.", failure=failure, event="spool.read_failed")
+
+
+class _OutboxJob(Job):
+    __slots__ = ("outbox",)
+
+    def __init__(self, outbox: Outbox) -> None:
+        super().__init__()
+        self.outbox = outbox
+
+
+class _PutEvent(_OutboxJob):
+    __slots__ = ("accepted_at", "body", "expires_at", "id", "kind", "size")
+
+    def __init__(
+        self, outbox: Outbox, kind: str, id: str, body: bytes, accepted_at: float, expires_at: float | None
+    ) -> None:
+        super().__init__(outbox)
+        self.kind, self.id, self.body = kind, id, body
+        self.accepted_at, self.expires_at = accepted_at, expires_at
+        self.size = len(body)
+        outbox.reserve(self.size)
+
+    def work(self, books: Books) -> Entry:
+        return books.add_event(self.kind, self.id, self.body, self.accepted_at, self.expires_at)
+
+    def settled(self, result: Any) -> Any:
+        self.outbox.release(self.size)
+        if isinstance(result, Failure):
+            return result
+        self.outbox.committed(result)
+        return result.seq
+
+
+class _PutState(_OutboxJob):
+    __slots__ = ("accepted_at", "body", "expires_at", "id", "key", "kind", "size")
+
+    def __init__(
+        self, outbox: Outbox, kind: str, id: str, body: bytes, accepted_at: float, expires_at: float | None, key: str
+    ) -> None:
+        super().__init__(outbox)
+        self.kind, self.id, self.body, self.key = kind, id, body, key
+        self.accepted_at, self.expires_at = accepted_at, expires_at
+        self.size = len(body)
+
+    def work(self, books: Books) -> tuple[Entry, int | None]:
+        return books.set_state(self.kind, self.id, self.body, self.accepted_at, self.expires_at, self.key)
+
+    def settled(self, result: Any) -> Any:
+        if isinstance(result, Failure):
+            return result
+        entry, older = result
+        if older is not None:
+            self.outbox.discard(older)
+        self.outbox.committed(entry)
+        return entry.seq
+
+
+class _Forget(_OutboxJob):
+    __slots__ = ("seqs",)
+    essential = True
+    persistent = True
+
+    def __init__(self, outbox: Outbox, seqs: list[int]) -> None:
+        super().__init__(outbox)
+        self.seqs = seqs
+
+    def work(self, books: Books) -> None:
+        books.delete(self.seqs)
+
+    def settled(self, result: Any) -> Any:
+        self.outbox.forgotten(self.seqs)
+        return result
+
+
+class _Bury(_OutboxJob):
+    __slots__ = ("now", "reason", "seq")
+    essential = True
+
+    def __init__(self, outbox: Outbox, seq: int, reason: str, now: float) -> None:
+        super().__init__(outbox)
+        self.seq, self.reason, self.now = seq, reason, now
+
+    def work(self, books: Books) -> list[Gone]:
+        return books.bury(self.seq, self.reason, self.now)
+
+    def settled(self, result: Any) -> Any:
+        if isinstance(result, Failure):
+            return result
+        self.outbox.given_up(result)
+        return None
+
+
+class _Expire(_OutboxJob):
+    __slots__ = ("now", "oldest")
+    essential = True
+
+    def __init__(self, outbox: Outbox, now: float, oldest: float | None) -> None:
+        super().__init__(outbox)
+        self.now, self.oldest = now, oldest
+
+    def work(self, books: Books) -> tuple[list[Gone], bool]:
+        sent = {lane: self.outbox.reader(lane).taken for lane in Lane}
+        return books.expire(self.now, self.oldest, sent)
+
+    def settled(self, result: Any) -> Any:
+        if not isinstance(result, Failure):
+            self.outbox.given_up(result[0])
+        return result
+
+
+class _Fetch(_OutboxJob):
+    __slots__ = ("after", "generation", "lane", "now")
+    essential = True
+    persistent = True
+
+    def __init__(self, outbox: Outbox, lane: Lane, after: int, generation: int, now: float) -> None:
+        super().__init__(outbox)
+        self.lane, self.after, self.generation, self.now = lane, after, generation, now
+
+    def work(self, books: Books) -> Page:
+        return books.page(self.lane, self.after, self.now)
+
+    def settled(self, result: Any) -> Any:
+        reader = self.outbox.reader(self.lane)
+        if isinstance(result, Failure):
+            reader.unpaged(self.generation)
+        else:
+            self.outbox.given_up(result.damaged)
+            reader.paged(self.generation, result)
+        return result
+
+
+class _Ask(Job):
+    __slots__ = ("question",)
+    essential = True
+
+    def __init__(self, question: Callable[[Books], Any]) -> None:
+        super().__init__()
+        self.question = question
+
+    def work(self, books: Books) -> Any:
+        return self.question(books)

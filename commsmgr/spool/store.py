@@ -1,0 +1,182 @@
+"""
+The reactor's side of the writer: collects jobs, has them done a batch at a time, and tells what became of them.
+
+One batch is under way at a time. What is handed over meanwhile waits and makes the next batch, so that the slower the
+disk, the larger the batches: one commit and two hops between threads for each, not for each message.
+
+After a batch: the next one is started if there is work for it; then every job's :meth:`Job.settled` is called, in the
+order of the jobs, so that counts and readers follow the order of the database; then listeners and Deferreds are told.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from commsmgr.errors import NotRunning, SpoolWriteFailed
+from commsmgr.spool.books import Books
+from commsmgr.spool.executor import Executor
+from commsmgr.spool.writer import Outcome, Writer
+
+MAX_JOBS: Final = 1000
+MAX_BYTES: Final = 1 << 20
+"""A batch ends at this many jobs or bytes, so that the log stays small and nobody waits long."""
+
+RETRY_AFTER: Final = 1.0
+"""Seconds after which persistent jobs are tried again when nothing else makes the writer try."""
+
+
+class Job:
+    """
+    Something for the writer to do.
+
+    :ivar size: bytes of bodies that it writes.
+    :ivar essential: whether it is done although the disk is nearly full.
+    :ivar persistent: whether it is tried again, before all later jobs, when the disk fails.
+    """
+
+    __slots__ = ("done",)
+    size: int = 0
+    essential: bool = False
+    persistent: bool = False
+
+    def __init__(self) -> None:
+        self.done: Deferred[Any] = Deferred()
+
+    def work(self, books: Books) -> Any:
+        """Do it, in the writer. A CommsError must be raised before anything was written."""
+        raise NotImplementedError
+
+    def settled(self, result: Any) -> Any:
+        """Take note, in the reactor's thread, of the result or Failure; return what the Deferred fires with."""
+        return result
+
+
+class _State(Enum):
+    CLOSED = auto()
+    OPEN = auto()
+    CLOSING = auto()
+
+
+class Store:
+    """
+    :param executor: does all that may block.
+    :param after_batch: called with each outcome after its jobs were settled.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        executor: Executor,
+        reactor: IReactorTime,
+        after_batch: Callable[[Outcome], None],
+    ) -> None:
+        self._writer = writer
+        self._executor = executor
+        self._reactor = reactor
+        self._after_batch = after_batch
+        self._state = _State.CLOSED
+        self._jobs: deque[Job] = deque()
+        self._busy = False
+        self._retry: IDelayedCall | None = None
+        self._drained: Deferred[None] | None = None
+
+    async def open(self) -> str | None:
+        """Open the database; see :meth:`Writer.open`."""
+        try:
+            aside = await self._executor(self._writer.open)
+        except BaseException:
+            await self._executor.stop()
+            raise
+        self._state = _State.OPEN
+        return aside
+
+    async def close(self) -> None:
+        """Refuse new jobs, finish those that wait, close the database, release the lock."""
+        if self._state is not _State.OPEN:
+            return
+        self._state = _State.CLOSING
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if not self._busy:
+            self._next()
+        if self._busy:
+            self._drained = Deferred()
+            await self._drained
+        await self._executor(self._writer.close)
+        await self._executor.stop()
+        self._state = _State.CLOSED
+
+    def submit(self, job: Job) -> Deferred[Any]:
+        """
+        Have ``job`` done.
+
+        :return: fires after the commit with what :meth:`Job.settled` made of the result; NotRunning unless open.
+            Cancelling it undoes nothing: it only stops waiting.
+        """
+        if self._state is not _State.OPEN:
+            job.settled(failure := Failure(NotRunning()))
+            return fail(failure)
+        self._jobs.append(job)
+        if not self._busy:
+            self._next()
+        return job.done
+
+    def _next(self) -> None:
+        if self._jobs:
+            self._busy = True
+            self._executor(self._batch).addCallback(self._settle)
+
+    def _batch(self) -> tuple[list[Job], Outcome]:
+        """Runs in the executor: whatever has been handed over by now belongs to the batch."""
+        waiting, jobs, size = self._jobs, [], 0
+        while waiting and len(jobs) < MAX_JOBS and size < MAX_BYTES:
+            jobs.append(job := waiting.popleft())
+            size += job.size
+        return jobs, self._writer.run(jobs)
+
+    def _settle(self, done: tuple[list[Job], Outcome]) -> None:
+        jobs, outcome = done
+        pairs: list[tuple[Job, Any]] = []
+        again: list[Job] = []
+        for job, result in zip(jobs, outcome.results, strict=True):
+            if job.persistent and self._to_be_repeated(result):
+                again.append(job)
+            else:
+                pairs.append((job, result))
+        self._jobs.extendleft(reversed(again))
+        self._busy = False
+        if outcome.checkpoint:
+            # In the same thread, ahead of the next batch, and after the outcome was told.
+            self._executor(self._writer.checkpoint)
+        if len(self._jobs) > len(again):
+            self._next()
+        elif again and self._retry is None:
+            self._retry = self._reactor.callLater(RETRY_AFTER, self._try_again)
+        settled = [(job, job.settled(result)) for job, result in pairs]
+        self._after_batch(outcome)
+        for job, result in settled:
+            if not job.done.called:  # cancelled ones were
+                job.done.callback(result)
+        if not self._busy and self._drained is not None:
+            drained, self._drained = self._drained, None
+            drained.callback(None)
+
+    def _to_be_repeated(self, result: Any) -> bool:
+        return (
+            self._state is _State.OPEN
+            and isinstance(result, Failure)
+            and result.check(SpoolWriteFailed) is not None
+        )
+
+    def _try_again(self) -> None:
+        self._retry = None
+        if not self._busy:
+            self._next()

@@ -1,0 +1,326 @@
+"""
+The one that writes: owns the connection, the lock and every transaction. Runs wholly within an executor.
+
+Theory of operation
+===================
+
+A batch is one transaction. Its jobs are done in the order in which they were handed over, so that whatever one job
+reads includes all that earlier jobs wrote, and nobody is told of an outcome before COMMIT has returned. With
+``synchronous = FULL`` that return means that the write-ahead log was flushed to the disk.
+
+What a crash means: before the flush, nothing of the batch is there, and nobody was told otherwise. After it and before
+the outcome was told, all of it is there although nobody knows: an entry is sent although its submitter never heard of
+success, a command waits in the inbox although it was never acknowledged. Both are what "at least once" allows.
+
+What goes wrong without a crash:
+
+* A job raises a :class:`CommsError`: it decided so before it wrote; the batch goes on without it.
+* A job raises anything else: the transaction is undone and the jobs are done again one by one, so that it fails alone.
+* The disk is full: the transaction is undone, the ballast (see :mod:`.ballast`) gives room, and the batch is tried again.
+* The disk fails: whether the batch is in the database is not known, for a log frame whose flush failed can come back at
+  the next recovery. The connection is closed and opened again, which recovers; then the number of the last commit, which
+  is kept in the database, says whether the batch is in. If not, it is tried once more. If even that fails, its jobs
+  fail with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from msgspec import Struct
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from commsmgr import config
+from commsmgr.errors import CommsError, SpoolError, SpoolWriteFailed
+from commsmgr.spool import files
+from commsmgr.spool.ballast import Ballast
+from commsmgr.spool.books import Books, Counter
+from commsmgr.spool.schema import NewerVersion, prepare
+
+CHECKPOINT_BYTES: Final = 4 << 20
+"""The log is folded into the database when about this much was written to it, after the outcome was told."""
+
+_ROW_BYTES: Final = 256
+_BATCH_BYTES: Final = 8 << 10
+
+_DISK_TROUBLE: Final = frozenset(
+    (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_PERM,
+    )
+)
+_TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+
+
+class Work(Protocol):
+    """What the writer needs to know of a job."""
+
+    size: int
+    essential: bool
+
+    def work(self, books: Books) -> Any: ...
+
+
+class Outcome(Struct, frozen=True):
+    """
+    What became of a batch.
+
+    :ivar results: one for each job, a Failure where it failed.
+    :ivar counter: the totals, None when there is no database to ask.
+    :ivar reopened: the database was opened anew: entries may be in it of which nobody was told.
+    :ivar checkpoint: it is time for :meth:`Writer.checkpoint`.
+    """
+
+    results: list[Any]
+    counter: Counter | None
+    oldest_event_at: float | None
+    reopened: bool
+    checkpoint: bool
+
+
+class Writer:
+    """
+    :param wall: seconds since the epoch.
+    """
+
+    log = Logger()
+
+    def __init__(self, settings: config.Spool, wall: Callable[[], float]) -> None:
+        self._settings = settings
+        self._wall = wall
+        self._in_memory = settings.durability == "memory"
+        self._path = ":memory:" if self._in_memory else os.path.join(os.path.abspath(settings.path), files.DATABASE)
+        self._ballast = None if self._in_memory else Ballast(os.path.dirname(self._path), 2 * CHECKPOINT_BYTES)
+        self._lock: int | None = None
+        self._books: Books | None = None
+        self._attempted: int | None = None
+        self._reopened = False
+        self._written = 0
+
+    # -- opening and closing
+
+    def open(self) -> str | None:
+        """
+        Take the lock and open the database, afresh if what is there cannot be used.
+
+        :return: the name under which an unusable one was set aside, or None.
+        :raise SpoolLocked: another process has it.
+        :raise SpoolWriteFailed: the disk does not let us.
+        """
+        if self._in_memory:
+            self._books = self._connect()
+            return None
+        directory = os.path.dirname(self._path)
+        try:
+            files.make_directory(directory)
+            self._lock = files.lock(directory)
+            aside = self._open_or_set_aside()
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise SpoolWriteFailed(f"cannot open the spool in {directory}: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+        assert self._ballast is not None
+        self._ballast.restore()
+        return aside
+
+    def _open_or_set_aside(self) -> str | None:
+        reason = files.damage(self._path)
+        aside = None if reason is None else self._set_aside(reason)
+        try:
+            self._open()
+        except NewerVersion:
+            aside = self._set_aside("newer")
+            self._open()
+        except sqlite3.DatabaseError as error:
+            if _code(error) not in _TORN:
+                raise
+            aside = self._set_aside("damaged")
+            self._open()
+        return aside
+
+    def _open(self) -> None:
+        files.create(self._path)
+        self._books = self._connect()
+
+    def _set_aside(self, reason: str) -> str:
+        name = files.set_aside(self._path, reason, self._wall())
+        self.log.error(
+            "The spool {path} could not be used ({reason}) and was set aside as {name}; starting with an empty one.",
+            event="spool.set_aside",
+            path=self._path,
+            reason=reason,
+            name=name,
+        )
+        return name
+
+    def _connect(self) -> Books:
+        db = sqlite3.connect(self._path, isolation_level=None, timeout=0)
+        try:
+            synchronous = "NORMAL" if self._settings.durability == "normal" else "FULL"
+            prepare(db, synchronous=synchronous, in_memory=self._in_memory)
+            quarter = self._settings.max_bytes // 4
+            return Books(
+                db,
+                max_dead_letters=self._settings.max_dead_letters,
+                max_dead_bytes=quarter,
+                max_remembered=quarter,
+            )
+        except BaseException:
+            with suppress(sqlite3.Error):
+                db.close()
+            raise
+
+    def close(self) -> None:
+        """Close the database and release the lock. Never fails: what is committed is safe."""
+        self._disconnect()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _disconnect(self) -> None:
+        books, self._books = self._books, None
+        if books is not None:
+            with suppress(sqlite3.Error):
+                books.db.close()
+
+    # -- a batch
+
+    def run(self, jobs: Sequence[Work]) -> Outcome:
+        """Do ``jobs`` in one transaction. Never raises."""
+        results = self._run(jobs)
+        reopened, self._reopened = self._reopened, False
+        counter, oldest = None, None
+        try:
+            if self._books is not None:
+                counter, oldest = self._books.snapshot(), self._books.oldest_event_at()
+        except sqlite3.Error:
+            counter = None
+        return Outcome(results, counter, oldest, reopened, self._written >= CHECKPOINT_BYTES)
+
+    def _run(self, jobs: Sequence[Work]) -> list[Any]:
+        try:
+            return self._with_recovery(jobs)
+        except Exception as error:
+            if len(jobs) == 1 or _is_trouble(error):
+                return [Failure(_typed(error))] * len(jobs)
+        # One of the jobs cannot be done at all. Done one by one, it fails alone.
+        return [self._run([job])[0] for job in jobs]
+
+    def _with_recovery(self, jobs: Sequence[Work]) -> list[Any]:
+        results: list[Any] = []
+        try:
+            self._transaction(jobs, results)
+            return results
+        except sqlite3.Error as error:
+            if self._in_memory or not _is_trouble(error):
+                raise
+            trouble = error
+        self.log.warn(
+            "The spool could not be written ({reason}); trying again.", event="spool.write_failed", reason=str(trouble)
+        )
+        if _code(trouble) == sqlite3.SQLITE_FULL:
+            self._make_room()
+        elif self._recovered():
+            return results
+        results = []
+        self._transaction(jobs, results)
+        return results
+
+    def _transaction(self, jobs: Sequence[Work], results: list[Any]) -> None:
+        self._attempted = None
+        if self._books is None:
+            self._books = self._connect()
+            self._reopened = True
+        books = self._books
+        db = books.db
+        tight = self._ballast is not None and not self._ballast.restore()
+        changes = db.total_changes
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            size = 0
+            for job in jobs:
+                try:
+                    if tight and not job.essential:
+                        raise SpoolWriteFailed("the disk that holds the spool is full")
+                    results.append(job.work(books))
+                    size += job.size
+                except CommsError:
+                    results.append(Failure())
+            changed = db.total_changes - changes
+            if changed:
+                self._attempted = books.write_counter()
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            with suppress(sqlite3.Error):
+                books.reload()
+            raise
+        if changed:
+            self._written += size + changed * _ROW_BYTES + _BATCH_BYTES
+            if tight:
+                self._give_back()
+
+    def _recovered(self) -> bool:
+        """Open the database anew, and say whether the batch that was being committed is in it."""
+        self._disconnect()
+        self._books = self._connect()
+        self._reopened = True
+        return self._attempted is not None and self._books.counter.commits == self._attempted
+
+    # -- room
+
+    def checkpoint(self) -> None:
+        """Fold the log into the database, so that it begins anew; when that fails the log just grows on."""
+        self._written = 0
+        if self._books is not None:
+            try:
+                self._books.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            except sqlite3.Error as error:
+                self.log.warn("The spool's checkpoint failed: {reason}", event="spool.checkpoint_failed", reason=str(error))
+
+    def _make_room(self) -> None:
+        if self._ballast is not None:
+            self._ballast.drop()
+        self.checkpoint()
+
+    def _give_back(self) -> None:
+        """Return freed pages to the disk, which is the only way for a full one to recover by our own doing."""
+        assert self._books is not None
+        db = self._books.db
+        with suppress(sqlite3.Error):
+            (free,) = db.execute("PRAGMA freelist_count").fetchone()
+            if free >= 256:
+                # Through execute() this would free a single page.
+                db.executescript("PRAGMA incremental_vacuum(1024)")
+                self.checkpoint()
+
+
+def _is_trouble(error: Exception) -> bool:
+    """Say whether the disk is to blame, and not what was to be written."""
+    return isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and _code(error) in _DISK_TROUBLE)
+
+
+def _typed(error: Exception) -> SpoolError:
+    if _is_trouble(error):
+        return SpoolWriteFailed(f"the spool cannot be written: {error}")
+    return SpoolError(f"the spool cannot take this: {error}")
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return the primary result code; sqlite3 leaves it out of errors of its own."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
