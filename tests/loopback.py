@@ -57,6 +57,7 @@ class ReactorWith:
     """The real reactor with another clock, another resolver, or both."""
 
     def __init__(self, *, clock: Any = None, resolver: FixedResolver | None = None) -> None:
+        self.clock = clock
         time = clock or real
         self.callLater, self.seconds = time.callLater, time.seconds
         self.nameResolver = resolver or real.nameResolver
