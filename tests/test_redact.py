@@ -6,7 +6,7 @@ import json
 import time
 from urllib.parse import quote
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -86,6 +86,7 @@ class RememberedSecretTests(SynchronousTestCase):
         redact.secret(TOKEN)
         self.assertEqual(redact.hide(f"password=a xxx {TOKEN}"), f"password=a xxx {MARK}")
 
+    @settings(deadline=None)
     @given(header_safe, st.text(), st.text())
     def test_never_shows(self, secret: str, before: str, after: str) -> None:
         """Whatever stands around it, a secret that a header can bear does not come through."""
@@ -230,6 +231,7 @@ class SingleLineTests(SynchronousTestCase):
         self.assertEqual(single_line("a\nbcdef", limit=3), r"a\nb… (4 more characters)")
         self.assertEqual(clip("abc", 3), "abc")
 
+    @settings(deadline=None)
     @given(st.text())
     def test_one_line(self, text: str) -> None:
         """Whatever the text, the outcome is one printable line that can be encoded."""

@@ -7,8 +7,9 @@ scrapes. One collector, registered whole and removed whole, so that a manager ca
 What the queue holds is asked at the scrape and kept nowhere twice.
 
 Cardinality, all labels together: ``backend`` is a configured name (at most 100, mostly 1 to 3); ``dialect`` 2;
-``direction`` 2; ``transport`` 2; ``kind``, ``route`` and ``reason`` come from closed lists, everything else counts as
-``other``; ``outcome`` and reasons of errors come from :func:`reason_label`. Nothing a peer wrote ever becomes a label.
+``direction`` 2; ``transport`` 2; ``kind`` and ``route`` come from closed lists here, everything else counts as
+``other``; ``outcome``, ``status`` and ``reason`` are words in this program's code, or come from :func:`reason_label`.
+Nothing a peer wrote ever becomes a label.
 As a last line of defence a family that reaches 500 series counts further ones as ``other``.
 
 All methods are called on the reactor's thread; :meth:`Metrics.collect` may be called on any.
@@ -16,24 +17,18 @@ All methods are called on the reactor's thread; :meth:`Metrics.collect` may be c
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from math import inf
-from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from twisted.internet.defer import CancelledError
 
 from commsmgr import errors
 from commsmgr.errors import ConfigError
+from commsmgr.observe.families import OTHER, Family, Histogram, Series
 from commsmgr.status import QueueStatus
-
-_OTHER = "other"
-_MOST_SERIES = 500
-
-_Series: TypeAlias = dict[tuple[str, ...], float]
 
 _KINDS = frozenset(
     (
@@ -96,66 +91,7 @@ def _status_class(status: int) -> str:
 
 def _hundreds(number: int, unit: int, highest: int) -> str:
     leading = number // unit
-    return f"{leading}{'x' * (len(str(unit)) - 1)}" if 1 <= leading <= highest else _OTHER
-
-
-class _Family:
-    """A counter or a gauge: one number for each combination of label values."""
-
-    def __init__(
-        self, family: type[CounterMetricFamily] | type[GaugeMetricFamily], name: str, text: str, *labels: str
-    ) -> None:
-        self._family = family
-        self._name = f"commsmgr_{name}"
-        self._text = text
-        self._labels = labels
-        self.values: _Series = {}
-
-    def add(self, key: tuple[str, ...], amount: float) -> None:
-        values = self.values
-        if key not in values and len(values) >= _MOST_SERIES:
-            key = (_OTHER,) * len(key)
-        values[key] = values.get(key, 0) + amount
-
-    def collect(self, values: _Series | None = None) -> Metric:
-        family = self._family(self._name, self._text, labels=self._labels)
-        # A copy, because another thread may scrape while the reactor's counts.
-        for key, value in (self.values.copy() if values is None else values).items():
-            family.add_metric(key, value)
-        return family
-
-
-class _Histogram:
-    """Durations in seconds: per combination of label values the count of each bucket, the last one without bound."""
-
-    def __init__(self, name: str, text: str, bounds: tuple[float, ...], *labels: str) -> None:
-        self._name = f"commsmgr_{name}"
-        self._text = text
-        self._bounds = bounds
-        self._labels = labels
-        self._counts: dict[tuple[str, ...], list[int]] = {}
-        self._sums: _Series = {}
-
-    def observe(self, key: tuple[str, ...], seconds: float) -> None:
-        if key not in self._counts:
-            if len(self._counts) >= _MOST_SERIES:
-                key = (_OTHER,) * len(key)
-            # The sum first: a scrape by another thread walks the counts and looks the sum up.
-            self._sums.setdefault(key, 0.0)
-            self._counts.setdefault(key, [0] * (len(self._bounds) + 1))
-        self._sums[key] += seconds
-        self._counts[key][bisect_left(self._bounds, seconds)] += 1
-
-    def collect(self) -> Metric:
-        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
-        for key, counts in self._counts.copy().items():
-            total = 0
-            buckets: list[tuple[str, float]] = []
-            for bound, count in zip((*self._bounds, inf), counts.copy(), strict=True):
-                total += count
-                buckets.append(("+Inf" if bound == inf else str(bound), total))
-            family.add_metric(key, buckets, self._sums[key])
-        return family
+    return f"{leading}{'x' * (len(str(unit)) - 1)}" if 1 <= leading <= highest else OTHER
 
 
 class Metrics:
@@ -173,33 +109,33 @@ class Metrics:
         self._queue: Callable[[], QueueStatus] | None = None
         self._receipts: dict[str, float] = {}
         counter, gauge = CounterMetricFamily, GaugeMetricFamily
-        self._connected = _Family(gauge, "connected", "1 while registered with the backend over WebSocket.", "backend")
-        self._connections = _Family(
+        self._connected = Family(gauge, "connected", "1 while registered with the backend over WebSocket.", "backend")
+        self._connections = Family(
             counter, "connections_total", "WebSocket registrations.", "backend", "dialect"
         )
-        self._reconnects = _Family(
+        self._reconnects = Family(
             counter, "reconnects_total", "Connections or attempts that ended unasked, by cause.", "backend", "reason"
         )
-        self._messages = _Family(
+        self._messages = Family(
             counter, "messages_total", "Messages by kind, in or out, and what became of them.",
             "kind", "direction", "outcome",
         )
-        self._bytes = _Family(counter, "bytes_total", "Bytes of message bodies.", "direction", "transport")
-        self._dropped = _Family(counter, "dropped_total", "Messages given up, by reason.", "reason")
-        self._invalid = _Family(counter, "invalid_messages_total", "Messages from backends not understood.", "reason")
-        self._breaker = _Family(gauge, "breaker_state", "0 closed, 1 half-open, 2 open.", "backend")
-        self._since_receipt = _Family(
+        self._bytes = Family(counter, "bytes_total", "Bytes of message bodies.", "direction", "transport")
+        self._dropped = Family(counter, "dropped_total", "Messages given up, by reason.", "reason")
+        self._invalid = Family(counter, "invalid_messages_total", "Messages from backends not understood.", "reason")
+        self._breaker = Family(gauge, "breaker_state", "0 closed, 1 half-open, 2 open.", "backend")
+        self._since_receipt = Family(
             gauge, "seconds_since_receipt", "Since the backend last proved that it takes what is sent; +Inf: never.",
             "backend",
         )
-        self._token = _Family(gauge, "token_expiry_timestamp_seconds", "When the bearer token expires, if it says so.")
-        self._certificate = _Family(
+        self._token = Family(gauge, "token_expiry_timestamp_seconds", "When the bearer token expires, if it says so.")
+        self._certificate = Family(
             gauge, "certificate_expiry_timestamp_seconds", "When the backend's certificate expires.", "backend"
         )
-        self._requests = _Histogram(
+        self._requests = Histogram(
             "request_seconds", "Whole HTTP exchanges, retries apart.", _REQUEST_BUCKETS, "route", "outcome"
         )
-        self._commands = _Histogram(
+        self._commands = Histogram(
             "command_seconds", "Commands, from being offered to their result.", _COMMAND_BUCKETS, "status"
         )
         self._plain = (
@@ -278,7 +214,7 @@ class Metrics:
         :param direction: ``in`` or ``out``.
         :param outcome: ``sent``, ``acked``, ``accepted``, ``duplicate``, ``refused`` … of a list in the code.
         """
-        self._messages.add((kind if kind in _KINDS else _OTHER, direction, outcome), count)
+        self._messages.add((kind if kind in _KINDS else OTHER, direction, outcome), count)
 
     def traffic(self, direction: str, transport: str, size: int) -> None:
         """``size`` bytes of bodies went ``in`` or ``out`` over ``http`` or ``websocket``."""
@@ -289,9 +225,9 @@ class Metrics:
         One HTTP request was answered or failed after ``seconds``.
 
         :param route: the path below the base URL; those that are not the protocol's own count as ``other``.
-        :param outcome: from :func:`reason_label`.
+        :param outcome: the HTTP client's: a class of status such as ``2xx``, or what failed.
         """
-        self._requests.observe((route if route in _ROUTES else _OTHER, outcome), seconds)
+        self._requests.observe((route if route in _ROUTES else OTHER, outcome), seconds)
 
     def invalid(self, reason: str) -> None:
         """A message from a backend was not understood; ``reason`` is one of the session's."""
@@ -312,7 +248,7 @@ class Metrics:
         for family in self._plain:
             yield family.collect()
         now = self._seconds()
-        since: _Series = {(backend,): max(0.0, now - at) for backend, at in self._receipts.copy().items()}
+        since: Series = {(backend,): max(0.0, now - at) for backend, at in self._receipts.copy().items()}
         yield self._since_receipt.collect(since)
         yield from self._collect_queue(self._queue() if self._queue is not None else None, now)
 

@@ -1,0 +1,77 @@
+"""
+Numbers by label values, kept as plain dictionaries and made into Prometheus' families when somebody scrapes.
+
+Written on one thread, read on any: a scrape works on copies.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from math import inf
+from typing import TypeAlias
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+OTHER = "other"
+MOST_SERIES = 500
+
+Series: TypeAlias = dict[tuple[str, ...], float]
+
+
+class Family:
+    """A counter or a gauge: one number for each combination of label values."""
+
+    def __init__(
+        self, family: type[CounterMetricFamily] | type[GaugeMetricFamily], name: str, text: str, *labels: str
+    ) -> None:
+        self._family = family
+        self._name = f"commsmgr_{name}"
+        self._text = text
+        self._labels = labels
+        self.values: Series = {}
+
+    def add(self, key: tuple[str, ...], amount: float) -> None:
+        values = self.values
+        if key not in values and len(values) >= MOST_SERIES:
+            key = (OTHER,) * len(key)
+        values[key] = values.get(key, 0) + amount
+
+    def collect(self, values: Series | None = None) -> Metric:
+        family = self._family(self._name, self._text, labels=self._labels)
+        # A copy, because another thread may scrape while the reactor's counts.
+        for key, value in (self.values.copy() if values is None else values).items():
+            family.add_metric(key, value)
+        return family
+
+
+class Histogram:
+    """Durations in seconds: per combination of label values the count of each bucket, the last one without bound."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...], *labels: str) -> None:
+        self._name = f"commsmgr_{name}"
+        self._text = text
+        self._bounds = bounds
+        self._labels = labels
+        self._counts: dict[tuple[str, ...], list[int]] = {}
+        self._sums: Series = {}
+
+    def observe(self, key: tuple[str, ...], seconds: float) -> None:
+        if key not in self._counts:
+            if len(self._counts) >= MOST_SERIES:
+                key = (OTHER,) * len(key)
+            # The sum first: a scrape by another thread walks the counts and looks the sum up.
+            self._sums.setdefault(key, 0.0)
+            self._counts.setdefault(key, [0] * (len(self._bounds) + 1))
+        self._sums[key] += seconds
+        self._counts[key][bisect_left(self._bounds, seconds)] += 1
+
+    def collect(self) -> Metric:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        for key, counts in self._counts.copy().items():
+            total = 0
+            buckets: list[tuple[str, float]] = []
+            for bound, count in zip((*self._bounds, inf), counts.copy(), strict=True):
+                total += count
+                buckets.append(("+Inf" if bound == inf else str(bound), total))
+            family.add_metric(key, buckets, self._sums[key])
+        return family
