@@ -13,10 +13,19 @@ from collections.abc import Callable
 from typing import Any, Literal, cast
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IProtocolFactory, IReactorTime, ITransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    ITCPTransport,
+    ITransport,
+)
 from twisted.internet.protocol import Protocol
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
+from zope.interface import directlyProvides
 
 from commsmgr.backend.events import EventLog
 from commsmgr.backend.faults import Fault, Faults, Transport
@@ -190,6 +199,8 @@ class Entrance(ProtocolWrapper):
 
     def _answer_upgrade(self, refusal: Refusal | None) -> None:
         if refusal is None:
+            # autobahn would take anything that provides ISSLTransport for Twisted's own TLS protocol.
+            directlyProvides(self, ITCPTransport)
             self._hand_over(self.factory.websocket)
             return
         status, headers, body = refusal
