@@ -459,6 +459,17 @@ class ConnectionTests(HTTPCase):
         self.assertFalse(error.may_have_arrived)
         self.assertEqual(self.exchanges[0].outcome, "connect_failed")
 
+    async def test_dialler_with_words_of_its_own(self) -> None:
+        """Whatever fails before there is a connection is ConnectFailed."""
+
+        class Bare(Dialer):
+            def endpoint(self, target: Target, *, timeout: float) -> Any:
+                return TCP4ClientEndpoint(reactor, "127.0.0.1", 1)
+
+        client = HTTPClient(reactor, Bare(reactor, TLS()), HTTP())
+        self.addCleanup(client.close)
+        await self.fails(ConnectFailed, Target("http", "127.0.0.1", 1, "/"), client)
+
     async def test_kept_alive(self) -> None:
         """One connection serves one exchange after the other."""
         target, client = self.serve(OK), self.client()
