@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 from hypothesis import given
@@ -362,6 +363,7 @@ class OtherRules(Case):
             "reconnect.base: expected at most reconnect.cap, which is 5, found 10",
             str(self.refused(BACKENDS + "[reconnect]\nbase = 10\ncap = 5")),
         )
+        self.read(BACKENDS + "[reconnect]\nbase = 5\ncap = 5")
         self.assertIn("commands.default_timeout", str(self.refused(BACKENDS + "[commands]\nmax_timeout = 1")))
         self.assertIn("spool.path: is empty", str(self.refused(BACKENDS + '[spool]\npath = ""')))
         self.read(BACKENDS + '[spool]\npath = ""\ndurability = "memory"')
@@ -464,6 +466,11 @@ class Reference(Case):
         self.assertIn("a number of seconds above 0 and at most 3600 (1 h)\n     - ``30.0``\n", text)
         self.assertIn("``8388608`` (8 MiB)", text)
         self.assertIn("     - *required*", text)
+
+        class Uneven(msgspec.Struct):
+            wait: Annotated[float, msgspec.Meta(extra_json_schema={"unit": "s"})] = 90.0
+
+        self.assertIn("     - ``90.0``\n", reference.reference(Uneven))
 
     def test_markup(self) -> None:
         """What means something to reStructuredText does not, in the reference."""
