@@ -185,6 +185,10 @@ class GuardedProtocol(WebSocketClientProtocol):
             self._log.failure("autobahn failed; the connection is dropped", event="websocket.fault")
             self._owner.drop(PeerViolation(f"what the backend sent could not be processed: {type(error).__name__}"))
 
+    def unregisterProducer(self) -> None:
+        # None is ever registered, and not every transport likes to be told so.
+        pass
+
     # -----------------------------------------------------------------------------------------------------------------
     # The upgrade
 
