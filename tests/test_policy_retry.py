@@ -40,7 +40,7 @@ class JudgeTests(SynchronousTestCase):
             self.assertEqual(judge(status), RetryAfter(0.0))
 
     def test_redirects_say_what_to_do(self) -> None:
-        """A redirect is a matter of the configuration, and the reason says of which setting; others say no such thing."""
+        """A redirect is a matter of the configuration, and the reason says of which setting; no other does."""
         for status in (199, 300, 301, 302, 303, 307, 308, 399, 400):
             verdict = judge(status)
             assert isinstance(verdict, Permanent)
