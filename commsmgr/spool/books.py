@@ -141,12 +141,12 @@ class Books:
         return entry, older
 
     def _insert(self, entry: Entry) -> None:
-        seq, kind, id, key, body = entry.seq, entry.kind, entry.id, entry.key, entry.body
+        seq, kind, name, key, body = entry.seq, entry.kind, entry.id, entry.key, entry.body
         accepted_at, expires_at = entry.accepted_at, entry.expires_at
-        crc = entry_checksum(seq, kind, id, key, accepted_at, expires_at, body)
+        crc = entry_checksum(seq, kind, name, key, accepted_at, expires_at, body)
         self.db.execute(
             f"INSERT INTO entry ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (seq, kind, id, key, accepted_at, expires_at, crc, body),
+            (seq, kind, name, key, accepted_at, expires_at, crc, body),
         )
 
     def delete(self, seqs: Iterable[int]) -> None:
@@ -315,10 +315,10 @@ def _lenient(text: bytes) -> str:
 
 def _entry(row: tuple[Any, ...]) -> Entry | None:
     """Return the entry of a row, or None when it is damaged, in whichever way."""
-    seq, kind, id, key, accepted_at, expires_at, crc, body = row
+    seq, kind, name, key, accepted_at, expires_at, crc, body = row
     try:
-        if crc != entry_checksum(seq, kind, id, key, accepted_at, expires_at, body):
+        if crc != entry_checksum(seq, kind, name, key, accepted_at, expires_at, body):
             return None
     except TypeError:
         return None
-    return Entry(seq, lane_of(seq), kind, id, body, accepted_at, expires_at, key)
+    return Entry(seq, lane_of(seq), kind, name, body, accepted_at, expires_at, key)

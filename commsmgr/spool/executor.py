@@ -29,7 +29,7 @@ class Executor(Protocol):
 
 
 class InlineExecutor:
-    """Does the work in the reactor's thread, in a later turn, so that what is handed over in one turn is done together."""
+    """Does the work in the reactor's thread, in a later turn: what is handed over in one turn is done together."""
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
@@ -83,11 +83,16 @@ class ThreadExecutor:
             self._reactor.callFromThread(_deliver, item[1], _outcome(item[0]))
 
 
+def failure(error: BaseException | None = None) -> Failure:
+    """Return a Failure of ``error``, or of the exception being handled."""
+    return Failure(error)
+
+
 def _outcome(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except BaseException:  # whatever it is, somebody in the reactor's thread waits for it
-        return Failure()
+        return failure()
 
 
 def _deliver(done: Deferred[Any], outcome: Any) -> None:

@@ -3,8 +3,8 @@ The spool's files: who may have them, and whether they are what they should be.
 
 SQLite must not be let near a doubtful file: a missing or empty database beside a valid write-ahead log makes it delete
 the log, a foreign log is applied, and ``journal_mode = WAL`` modifies a foreign database. So the first bytes are read
-before connecting, and whatever is not ours is put aside, database and logs together, untouched: a torn spool never stops
-the start.
+before connecting, and whatever is not ours is put aside, database and logs together, untouched: a torn spool never
+stops the start.
 
 The database is renamed first. After a crash between the renames the next start finds logs without a database, and puts
 them aside as well; the other way round it would find a database whose latest commits had silently gone.

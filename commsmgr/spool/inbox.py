@@ -8,7 +8,7 @@ Theory of operation
 step, each one commit         what a crash after it means
 ============================  ==========================================================================================
 :meth:`Inbox.accept`          the command may be acknowledged now; if it was not, it comes again and is a Duplicate
-:meth:`Inbox.offered`         the agent may see it now; whether it did is not known: it is ``interrupted`` at the next open
+:meth:`Inbox.offered`         the agent may see it now; whether it did nobody knows: ``interrupted`` at the next open
 :meth:`Inbox.complete`        it has a result, which is in the outbox by the same commit; it is never offered again
 :meth:`Inbox.forget_finished` a duplicate that comes even later would be taken for a new command
 ============================  ==========================================================================================
@@ -294,10 +294,11 @@ class _Unfinished(Job):
     def work(self, books: Books) -> list[tuple[StoredCommand, bool]]:
         found: list[tuple[StoredCommand, bool]] = []
         rows = books.db.execute(
-            "SELECT key, id, digest, body, offered, accepted_at, crc FROM command WHERE finished_at IS NULL ORDER BY key"
+            "SELECT key, id, digest, body, offered, accepted_at, crc FROM command"
+            " WHERE finished_at IS NULL ORDER BY key"
         )
-        for key, id, digest, body, offered, accepted_at, crc in rows:
-            whole = command_checksum(id, digest, body) == crc
-            command = StoredCommand(key, id, digest, body if whole else b"", bool(offered), accepted_at)
+        for key, name, digest, body, offered, accepted_at, crc in rows:
+            whole = command_checksum(name, digest, body) == crc
+            command = StoredCommand(key, name, digest, body if whole else b"", bool(offered), accepted_at)
             found.append((command, whole))
         return found

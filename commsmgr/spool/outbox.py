@@ -1,8 +1,9 @@
 """
 What waits to be sent: submissions in, entries out to the :mod:`readers <.reader>`, receipts back in.
 
-An event that was accepted leaves the outbox in one of three ways only: by a receipt (:meth:`Outbox.forget`), refused for
-good (:meth:`Outbox.bury`), or over its time (:meth:`Outbox.expire`); the latter two leave a dead letter and a count.
+An event that was accepted leaves the outbox in one of three ways only: by a receipt (:meth:`Outbox.forget`), refused
+for good (:meth:`Outbox.bury`), or over its time (:meth:`Outbox.expire`); the latter two leave a dead letter and a
+count.
 """
 
 from __future__ import annotations
@@ -219,7 +220,7 @@ class Outbox:
         self._store.submit(_Fetch(self, lane, after, generation, self._wall())).addErrback(self._not_fetched)
 
     def _not_fetched(self, failure: Failure) -> None:
-        if failure.check(NotRunning) is None:
+        if not isinstance(failure.value, NotRunning):
             self.log.failure("A page of the outbox could not be read.", failure=failure, event="spool.read_failed")
 
 
@@ -322,6 +323,7 @@ class _Expire(_OutboxJob):
         self.now, self.oldest = now, oldest
 
     def work(self, books: Books) -> tuple[list[Gone], bool]:
+        # Read here, in the writer and as late as can be, so that little is taken between the look and the act.
         sent = {lane: self.outbox.reader(lane).taken for lane in Lane}
         return books.expire(self.now, self.oldest, sent)
 

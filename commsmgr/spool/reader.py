@@ -17,8 +17,8 @@ After :meth:`Reader.rewind` the next page is asked for after all receipts handed
 delete. Receipts handed over later remove what they name from memory, and from a page that is under way, by the outbox's
 set of receipts not yet committed. A page asked for before a rewind is recognised by its generation and dropped.
 
-An entry that was replaced, expired or buried leaves the memory when that is committed; handed out before that it is sent
-although it need not be, which does no harm: a state that is older than the next one, an event a little over its time.
+An entry that was replaced, expired or buried leaves the memory when that is committed; handed out before that it is
+sent although it need not be, which does no harm: a state older than the next one, an event a little over its time.
 
 Memory is bounded by :data:`MAX_ENTRIES` and :data:`MAX_BYTES` plus one page and one message, whatever the backlog.
 """
@@ -100,7 +100,7 @@ class Reader:
         return len(next(iter(self._ahead.values())).body) if self._ahead else None
 
     def rewind(self) -> None:
-        """Begin again with the oldest entry not yet forgotten: what was taken and not forgotten comes again, in order."""
+        """Begin again with the oldest entry not yet forgotten: what was taken and not forgotten comes again."""
         if self._position is not _Position.IDLE:
             self.start()
 

@@ -12,7 +12,7 @@ from commsmgr import config
 from commsmgr.spool.executor import Executor, InlineExecutor, ThreadExecutor
 from commsmgr.spool.inbox import Inbox
 from commsmgr.spool.outbox import Outbox
-from commsmgr.spool.records import Opened
+from commsmgr.spool.records import Opened, StoredCommand
 from commsmgr.spool.store import Store
 from commsmgr.spool.writer import Outcome, Writer
 
@@ -66,7 +66,8 @@ class Spool:
     async def _open(self) -> Opened:
         if self._opened is None:
             aside = await self._store.open()
-            interrupted, waiting = [], []
+            interrupted: list[StoredCommand] = []
+            waiting: list[StoredCommand] = []
             for command, whole in await self.inbox.unfinished():
                 (interrupted if command.offered or not whole else waiting).append(command)
             self.outbox.start()

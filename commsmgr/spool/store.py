@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from commsmgr.errors import NotRunning, SpoolWriteFailed
 from commsmgr.spool.books import Books
-from commsmgr.spool.executor import Executor
+from commsmgr.spool.executor import Executor, failure
 from commsmgr.spool.writer import Outcome, Writer
 
 MAX_JOBS: Final = 1000
@@ -122,8 +122,8 @@ class Store:
             Cancelling it undoes nothing: it only stops waiting.
         """
         if self._state is not _State.OPEN:
-            job.settled(failure := Failure(NotRunning()))
-            return fail(failure)
+            job.settled(refused := failure(NotRunning()))
+            return fail(refused)
         self._jobs.append(job)
         if not self._busy:
             self._next()
@@ -136,7 +136,8 @@ class Store:
 
     def _batch(self) -> tuple[list[Job], Outcome]:
         """Runs in the executor: whatever has been handed over by now belongs to the batch."""
-        waiting, jobs, size = self._jobs, [], 0
+        waiting, size = self._jobs, 0
+        jobs: list[Job] = []
         while waiting and len(jobs) < MAX_JOBS and size < MAX_BYTES:
             jobs.append(job := waiting.popleft())
             size += job.size
@@ -173,7 +174,7 @@ class Store:
         return (
             self._state is _State.OPEN
             and isinstance(result, Failure)
-            and result.check(SpoolWriteFailed) is not None
+            and isinstance(result.value, SpoolWriteFailed)
         )
 
     def _try_again(self) -> None:

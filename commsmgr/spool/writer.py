@@ -16,11 +16,12 @@ What goes wrong without a crash:
 
 * A job raises a :class:`CommsError`: it decided so before it wrote; the batch goes on without it.
 * A job raises anything else: the transaction is undone and the jobs are done again one by one, so that it fails alone.
-* The disk is full: the transaction is undone, the ballast (see :mod:`.ballast`) gives room, and the batch is tried again.
+* The disk is full: the transaction is undone, the ballast (see :mod:`.ballast`) gives room, and the batch is tried
+  again.
 * The disk fails: whether the batch is in the database is not known, for a log frame whose flush failed can come back at
-  the next recovery. The connection is closed and opened again, which recovers; then the number of the last commit, which
-  is kept in the database, says whether the batch is in. If not, it is tried once more. If even that fails, its jobs
-  fail with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
+  the next recovery. The connection is closed and opened again, which recovers; then the number of the last commit,
+  which is kept in the database, says whether the batch is in. If not, it is tried once more. If even that fails, its
+  jobs fail with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from typing import Any, Final, Protocol
 
 from msgspec import Struct
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from commsmgr import config
 from commsmgr.errors import CommsError, SpoolError, SpoolWriteFailed
 from commsmgr.spool import files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books, Counter
+from commsmgr.spool.executor import failure
 from commsmgr.spool.schema import NewerVersion, prepare
 
 CHECKPOINT_BYTES: Final = 4 << 20
@@ -215,7 +216,7 @@ class Writer:
             return self._with_recovery(jobs)
         except Exception as error:
             if len(jobs) == 1 or _is_trouble(error):
-                return [Failure(_typed(error))] * len(jobs)
+                return [failure(_typed(error))] * len(jobs)
         # One of the jobs cannot be done at all. Done one by one, it fails alone.
         return [self._run([job])[0] for job in jobs]
 
@@ -258,7 +259,7 @@ class Writer:
                     results.append(job.work(books))
                     size += job.size
                 except CommsError:
-                    results.append(Failure())
+                    results.append(failure())
             changed = db.total_changes - changes
             if changed:
                 self._attempted = books.write_counter()
@@ -291,7 +292,9 @@ class Writer:
             try:
                 self._books.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             except sqlite3.Error as error:
-                self.log.warn("The spool's checkpoint failed: {reason}", event="spool.checkpoint_failed", reason=str(error))
+                self.log.warn(
+                    "The spool's checkpoint failed: {reason}", event="spool.checkpoint_failed", reason=str(error)
+                )
 
     def _make_room(self) -> None:
         if self._ballast is not None:
