@@ -13,7 +13,6 @@ from twisted.web.client import ResponseNeverReceived
 
 from commsmgr.backend import Fault, Faults
 from commsmgr.backend.entrance import Entrance, EntranceFactory
-from commsmgr.backend.events import EventLog
 from tests.backend_kit import BackendTestCase
 
 BEAT = {"machine_id": "m-1", "acked_commands": []}
@@ -86,7 +85,6 @@ class EntranceTests(SynchronousTestCase):
             nobody,
             nobody,
             self.faults,
-            EventLog(self.clock.seconds),
             is_control=lambda path: False,
             refuse_upgrade=lambda path, headers: (404, {}, b""),
         )

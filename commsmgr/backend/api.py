@@ -28,9 +28,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from commsmgr.backend.events import BackendEvent
-from commsmgr.backend.faults import Fault
+from commsmgr.backend.faults import DESCRIPTIONS, Fault
 from commsmgr.backend.switchboard import MachineNotConnected
-from commsmgr.messages import CommandData, GoawayData, SettingsData
+from commsmgr.messages import CommandData, GoawayData, JSONObject, SettingsData
 
 if TYPE_CHECKING:
     from commsmgr.backend.service import ReferenceBackend
@@ -148,11 +148,43 @@ class EventStream(Resource):
         return NOT_DONE_YET
 
 
+def overview(backend: ReferenceBackend) -> JSONObject:
+    """Return how things stand, for display; no secret is in it."""
+    agents = []
+    for row in backend.ledger.machines():
+        spoken = backend.connected(row.machine_id)
+        agents.append(
+            {
+                "machine_id": row.machine_id,
+                "connected": bool(spoken),
+                "dialect": spoken or row.dialect,
+                "seen_at": row.seen_at,
+                "heartbeat_at": row.heartbeat_at,
+                "heartbeat": msgspec.Raw(row.heartbeat or b"{}"),
+                "inventory_at": row.inventory_at,
+                "checksum": row.checksum,
+                "kept_commands": len(backend.ledger.pending(row.machine_id)),
+            }
+        )
+    return {
+        "url": backend.url,
+        "websocket_url": backend.websocket_url,
+        "dialects": backend.dialects,
+        "token_required": bool(backend.token),
+        "quirks": backend.quirks,
+        "durable": backend.durable,
+        "now": backend.wall(),
+        "agents": agents,
+        "faults": backend.faults.active,
+        "fault_kinds": DESCRIPTIONS,
+    }
+
+
 def control_api(backend: ReferenceBackend) -> Resource:
     """Return the resource for ``/api``."""
 
     def state(rest: list[str], body: bytes) -> tuple[int, Any]:
-        return 200, backend.state()
+        return 200, overview(backend)
 
     def send(rest: list[str], body: bytes) -> tuple[int, Any]:
         order = msgspec.json.decode(body, type=_CommandOrder)

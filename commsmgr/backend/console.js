@@ -244,7 +244,7 @@ function addCommand(id, machine, label) {
 
 function setStatus(id, text, look) {
   const known = commands.get(id);
-  if (!known) return;
+  if (!known || (known.done && look === "")) return; // an ack that is heard of late changes nothing
   known.status.textContent = text;
   known.status.className = `pill ${look}`;
 }

@@ -27,7 +27,6 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides
 
-from commsmgr.backend.events import EventLog
 from commsmgr.backend.faults import Fault, Faults, Transport
 
 _HEAD_LIMIT = 16384
@@ -242,7 +241,6 @@ class EntranceFactory(WrappingFactory[Entrance]):
         site: IProtocolFactory,
         websocket: IProtocolFactory,
         faults: Faults,
-        events: EventLog,
         *,
         is_control: Callable[[str], bool],
         refuse_upgrade: Callable[[str, Headers], Refusal | None],
@@ -252,7 +250,6 @@ class EntranceFactory(WrappingFactory[Entrance]):
         self.site = site
         self.websocket = websocket
         self.faults = faults
-        self.events = events
         self.is_control = is_control
         self.refuse_upgrade = refuse_upgrade
         self._empty: Deferred[None] | None = None
@@ -260,10 +257,19 @@ class EntranceFactory(WrappingFactory[Entrance]):
     def buildProtocol(self, addr: IAddress | None) -> Entrance:
         return Entrance(self)
 
-    def agents(self, transport: Literal["both"] | Transport) -> list[Entrance]:
-        """Return the agents' connections that use ``transport``."""
-        kinds = ("http", "websocket") if transport == "both" else (transport,)
-        return [entrance for entrance in self.protocols if entrance.kind in kinds]
+    def misbehave(self, fault: Fault) -> None:
+        """Let a fault that begins act on what is open now."""
+        for entrance in self._agents(fault.transport):
+            if fault.kind == "drop" and fault.immediate:
+                entrance.abortConnection()
+            elif fault.kind == "blackhole":
+                entrance.hold(fault)
+
+    def behave(self, fault: Fault) -> None:
+        """Undo what a fault that ends has done to what is open now."""
+        if fault.kind == "blackhole":
+            for entrance in self._agents(fault.transport):
+                entrance.release()
 
     def abort_all(self) -> None:
         """Cut every connection."""
@@ -282,6 +288,11 @@ class EntranceFactory(WrappingFactory[Entrance]):
         if not self.protocols and self._empty is not None:
             empty, self._empty = self._empty, None
             empty.callback(None)
+
+    def _agents(self, transport: Literal["both"] | Transport) -> list[Entrance]:
+        """Return the agents' connections that use ``transport``."""
+        kinds = ("http", "websocket") if transport == "both" else (transport,)
+        return [entrance for entrance in self.protocols if entrance.kind in kinds]
 
 
 def _parse(head: bytes) -> tuple[str, Headers]:

@@ -50,6 +50,9 @@ DESCRIPTIONS: dict[FaultKind, str] = {
     "blackhole": "connections stay open and nothing passes until the fault ends",
 }
 
+CAPTIVE_PORTAL = b"<!DOCTYPE html><title>Sign in</title><h1>Please sign in to use this network</h1>"
+"""What an ``html`` fault answers."""
+
 
 class Fault(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """

@@ -22,13 +22,11 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from commsmgr.backend import ledger
 from commsmgr.backend.events import EventLog
-from commsmgr.backend.faults import Faults, malformed
+from commsmgr.backend.faults import CAPTIVE_PORTAL, Faults, malformed
 from commsmgr.backend.plain import LooseResult, Undecodable, decode
 from commsmgr.backend.switchboard import DIALECT_V1, Switchboard
 from commsmgr.messages import HeartbeatAnswer, Id, InventoryAnswer
 from commsmgr.session.wire import encode
-
-CAPTIVE_PORTAL = b"<!DOCTYPE html><title>Sign in</title><h1>Please sign in to use this network</h1>"
 
 
 class Refused(Exception):

@@ -7,7 +7,6 @@ commands, durable storage off the reactor's thread.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from random import Random
@@ -15,22 +14,21 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from OpenSSL.SSL import Context
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.ssl import DefaultOpenSSLContextFactory
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.web.resource import Resource
 
 from commsmgr.backend.api import control_api
 from commsmgr.backend.console import PATHS, add_console
-from commsmgr.backend.entrance import EntranceFactory, Headers, Refusal
+from commsmgr.backend.entrance import EntranceFactory
 from commsmgr.backend.events import BackendEvent, EventLog, Kind, Observer
 from commsmgr.backend.faults import DESCRIPTIONS, Fault, Faults
-from commsmgr.backend.http import CAPTIVE_PORTAL, AgentCall, AgentHTTP, BoundedSite
+from commsmgr.backend.gate import Gate, ServerTLS
+from commsmgr.backend.http import AgentCall, AgentHTTP, BoundedSite
 from commsmgr.backend.ledger import Ledger
 from commsmgr.backend.switchboard import DIALECT_PLAIN, DIALECT_V1, Switchboard
 from commsmgr.backend.websocket import AgentSocketFactory
@@ -60,7 +58,7 @@ class ReferenceBackend(Service):
 
     :param reactor: TCP and time; nothing touches the global one.
     :param listen: ``host:port``, an IPv6 address in brackets, port 0 for any.
-    :param token: bearer token (RFC 6750) that agents must show; empty: none. It may be changed while running.
+    :param token: bearer token (RFC 6750) that agents must show; empty: none.
     :param path: SQLite file, or ``:memory:``.
     :param certificate: PEM file with the TLS certificate (and its chain), and
     :param key: PEM file with its private key; both or neither.
@@ -109,23 +107,29 @@ class ReferenceBackend(Service):
         if bool(certificate) != bool(key):
             raise ConfigError("a certificate needs its key, and a key its certificate", key="certificate")
         self._reactor = reactor
-        self._wall = wall
+        self.wall = wall
         self._ids = IdSource(wall, random)
         self._host = host.strip("[]") or "127.0.0.1"
         self._port = int(port)
         self._path = path
         self._tls = (certificate, key) if certificate else None
         self._websocket_path = websocket_path
-        self._check_token_on_upgrade = check_token_on_upgrade
-        self._quirks = quirks
+        self.quirks = quirks
         self._max_body_bytes = max_body_bytes
         self._max_message_bytes = max_message_bytes
         self._dedupe_window = dedupe_window
         self._now: _Running | None = None
-        self.token = token
         self.dialects = tuple(dialects)
         self.event_log = EventLog(wall)
         self.faults = Faults(reactor)
+        self._gate = Gate(
+            self.faults,
+            self.event_log,
+            token=token,
+            dialects=self.dialects,
+            websocket_path=websocket_path,
+            check_token_on_upgrade=check_token_on_upgrade,
+        )
         self.faults.started = self._fault_started
         self.faults.ended = self._fault_ended
 
@@ -142,9 +146,9 @@ class ReferenceBackend(Service):
         return Deferred.fromCoroutine(self._start())
 
     async def _start(self) -> None:
-        ledger = Ledger(self._path, self._wall, self._dedupe_window)
+        ledger = Ledger(self._path, self.wall, self._dedupe_window)
         switchboard = Switchboard(
-            ledger, self.event_log, new_id=self._new_id, timestamp=self._timestamp, quirks=self._quirks
+            ledger, self.event_log, new_id=self._new_id, timestamp=self._timestamp, quirks=self.quirks
         )
         sockets = AgentSocketFactory(
             self._reactor,
@@ -152,7 +156,7 @@ class ReferenceBackend(Service):
             self.event_log,
             self.faults,
             dialects=self.dialects,
-            quirks=self._quirks,
+            quirks=self.quirks,
             max_message_bytes=self._max_message_bytes,
             dedupe_window=self._dedupe_window,
         )
@@ -162,15 +166,14 @@ class ReferenceBackend(Service):
             site,
             sockets,
             self.faults,
-            self.event_log,
             is_control=lambda path: path in PATHS or path.startswith("/api/"),
-            refuse_upgrade=self._refuse_upgrade,
+            refuse_upgrade=self._gate.refuse_upgrade,
         )
         factory: Any = entrances
         try:
             if self._tls is not None:
                 certificate, key = self._tls
-                factory = TLSMemoryBIOFactory(_TLS(key, certificate), False, entrances, clock=self._reactor)
+                factory = TLSMemoryBIOFactory(ServerTLS(key, certificate), False, entrances, clock=self._reactor)
             endpoint = TCP6ServerEndpoint if ":" in self._host else TCP4ServerEndpoint
             port = await endpoint(self._reactor, self._port, interface=self._host).listen(factory)
         except BaseException:
@@ -227,6 +230,20 @@ class ReferenceBackend(Service):
     def console_url(self) -> str:
         """URL of the console."""
         return f"{self.url}/"
+
+    @property
+    def token(self) -> str:
+        """The bearer token that agents must show; empty: none. It may be set while running."""
+        return self._gate.token
+
+    @token.setter
+    def token(self, token: str) -> None:
+        self._gate.token = token
+
+    @property
+    def durable(self) -> bool:
+        """Whether what it received survives a restart."""
+        return self._path != ":memory:"
 
     @property
     def ledger(self) -> Ledger:
@@ -321,39 +338,6 @@ class ReferenceBackend(Service):
         """Wait for the next event of ``kind`` that ``predicate`` likes. Cancelling stops waiting."""
         return self.event_log.when(kind, predicate)
 
-    def state(self) -> JSONObject:
-        """Return how things stand, for display; no secret is in it."""
-        switchboard = self._running.switchboard
-        connected = switchboard.conversations
-        agents = []
-        for row in self.ledger.machines():
-            heartbeat = msgspec.json.decode(row.heartbeat) if row.heartbeat else {}
-            agents.append(
-                {
-                    "machine_id": row.machine_id,
-                    "connected": row.machine_id in connected,
-                    "dialect": connected[row.machine_id].dialect if row.machine_id in connected else row.dialect,
-                    "seen_at": row.seen_at,
-                    "heartbeat_at": row.heartbeat_at,
-                    "heartbeat": heartbeat,
-                    "inventory_at": row.inventory_at,
-                    "checksum": row.checksum,
-                    "kept_commands": len(self.ledger.pending(row.machine_id)),
-                }
-            )
-        return {
-            "url": self.url,
-            "websocket_url": self.websocket_url,
-            "dialects": self.dialects,
-            "token_required": bool(self.token),
-            "quirks": self._quirks,
-            "durable": self._path != ":memory:",
-            "now": self._wall(),
-            "agents": agents,
-            "faults": self.faults.active,
-            "fault_kinds": DESCRIPTIONS,
-        }
-
     # -- inside -----------------------------------------------------------------------------------------------------
 
     @property
@@ -373,10 +357,10 @@ class ReferenceBackend(Service):
             switchboard,
             self.event_log,
             self.faults,
-            authorised=self._authorised,
+            authorised=self._gate.authorised,
             dialects=self.dialects,
             max_body_bytes=self._max_body_bytes,
-            quirks=self._quirks,
+            quirks=self.quirks,
         )
         root, commands = Resource(), Resource()
         root.putChild(b"heartbeat", AgentCall(agents, agents.heartbeat))
@@ -388,71 +372,19 @@ class ReferenceBackend(Service):
         return root
 
     def _new_id(self) -> str:
-        return f"cmd_{int(self._wall() * 1000)}" if self._quirks else self._ids()
+        return f"cmd_{int(self.wall() * 1000)}" if self.quirks else self._ids()
 
     def _timestamp(self) -> str:
-        return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-    def _authorised(self, header: str | None) -> bool:
-        if not self.token:
-            return True
-        scheme, _, token = (header or "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self.token.encode())
-
-    def _refuse_upgrade(self, path: str, headers: Headers) -> Refusal | None:
-        if fault := self.faults.strike("status", "websocket"):
-            more = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:.0f}"}
-            return fault.status, more, b""
-        if self.faults.strike("html", "websocket"):
-            return 200, {"Content-Type": "text/html"}, CAPTIVE_PORTAL
-        offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
-        v1 = DIALECT_V1 in offered and DIALECT_V1 in self.dialects
-        refusal: Refusal | None = None
-        if path != self._websocket_path:
-            refusal = 404, {}, b""
-        elif not v1 and DIALECT_PLAIN not in self.dialects:
-            refusal = 400, {}, b"expected Sec-WebSocket-Protocol: commsmgr.v1"
-        elif (v1 if self._check_token_on_upgrade is None else self._check_token_on_upgrade) and not self._authorised(
-            headers.get("authorization")
-        ):
-            refusal = 401, {"WWW-Authenticate": "Bearer"}, b""
-        if refusal is not None:
-            self.event_log.emit("refused", transport="websocket", note=f"{refusal[0]} upgrade of {path[:200]}")
-        return refusal
+        return datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def _fault_started(self, fault: Fault) -> None:
         settings = msgspec.to_builtins(fault)
         self.event_log.emit("fault", note=f"{fault.kind}: {DESCRIPTIONS[fault.kind]}", detail=settings)
-        if self._now is None:
-            return
-        if fault.kind == "drop" and fault.immediate:
-            for entrance in self._now.entrances.agents(fault.transport):
-                entrance.abortConnection()
-        elif fault.kind == "blackhole":
-            for entrance in self._now.entrances.agents(fault.transport):
-                entrance.hold(fault)
-        elif fault.concerns("websocket"):
-            for socket in list(self._now.sockets.open):
-                if fault.kind == "close" and fault.immediate:
-                    socket.leave(fault.code, "the backend was told to close")
-                elif fault.kind == "malformed" and self.faults.strike("malformed", "websocket"):
-                    socket.malform(fault)
+        if self._now is not None:
+            self._now.entrances.misbehave(fault)
+            self._now.sockets.misbehave(fault)
 
     def _fault_ended(self, fault: Fault) -> None:
         self.event_log.emit("behaving", note=f"no longer: {fault.kind}")
-        if fault.kind == "blackhole" and self._now is not None:
-            for entrance in self._now.entrances.agents("both"):
-                entrance.release()
-
-
-class _TLS(DefaultOpenSSLContextFactory):
-    """A server's TLS context from PEM files, with the whole chain; TLS 1.2 at least."""
-
-    def cacheContext(self) -> None:
-        from OpenSSL.SSL import TLS1_2_VERSION, TLS_SERVER_METHOD
-
-        context = Context(TLS_SERVER_METHOD)
-        context.set_min_proto_version(TLS1_2_VERSION)
-        context.use_certificate_chain_file(self.certificateFileName)
-        context.use_privatekey_file(self.privateKeyFileName)
-        self._context = context
+        if self._now is not None:
+            self._now.entrances.behave(fault)

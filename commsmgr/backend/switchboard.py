@@ -104,11 +104,6 @@ class Switchboard:
         """Return the WebSocket conversation that commands for the machine go to."""
         return self._connected.get(machine_id)
 
-    @property
-    def conversations(self) -> dict[str, Conversation]:
-        """Return all of them by machine."""
-        return dict(self._connected)
-
     # -- commands ---------------------------------------------------------------------------------------------------
 
     def send_command(self, machine_id: str, data: CommandData, id: str | None = None) -> str:

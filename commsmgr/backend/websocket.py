@@ -202,6 +202,16 @@ class AgentSocketFactory(WebSocketServerFactory):
         self.quirks = quirks
         self.open: set[AgentSocket] = set()
 
+    def misbehave(self, fault: Fault) -> None:
+        """Let a fault that begins act on what is open now."""
+        if not fault.concerns("websocket"):
+            return
+        for socket in list(self.open):
+            if fault.kind == "close" and fault.immediate:
+                socket.leave(fault.code, "the backend was told to close")
+            elif fault.kind == "malformed" and self.faults.strike("malformed", "websocket"):
+                socket.malform(fault)
+
     def push(
         self, message: Any, machine_id: str | None = None, *, dialects: Sequence[str] = (DIALECT_V1, DIALECT_PLAIN)
     ) -> int:
