@@ -216,7 +216,7 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(world.get(world.outbox.expire()), 1)
         self.assertEqual(world.outbox.stats.dropped, {"expired": 2, "over-age": 1})
         letters = world.get(world.outbox.dead_letters(10))
-        self.assertEqual([(letter.id, letter.reason) for letter in letters][0], ("plain", "over-age"))
+        self.assertEqual((letters[0].id, letters[0].reason), ("plain", "over-age"))
         self.assertEqual((world.taken(), world.states.take(9, 9)), (["young"], []))
         self.assertEqual(world.outbox.stats.states, 0)
 
@@ -523,34 +523,34 @@ class Model(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 4))
     def command(self, number: int) -> None:
-        id = f"c{number}"
-        answer = self.world.get(self.world.inbox.accept(id=id, digest="d", body=b""))
-        if id not in self.commands:
+        name = f"c{number}"
+        answer = self.world.get(self.world.inbox.accept(id=name, digest="d", body=b""))
+        if name not in self.commands:
             assert isinstance(answer, Accepted)
-            self.commands[id] = [answer.command.key, None, 0]
+            self.commands[name] = [answer.command.key, None, 0]
             return
         assert isinstance(answer, Duplicate)
-        key, result, seq = self.commands[id]
+        key, result, seq = self.commands[name]
         assert (answer.key, answer.finished, answer.result_id) == (key, result is not None, result or "")
         if result is not None and all(held != seq for held, _ in self.held):
             books = self.world.spool._store._writer._books
             assert books is not None
             (again,) = books.db.execute("SELECT max(seq) FROM entry WHERE seq < 1 << 56").fetchone()
-            self.commands[id][2] = again
+            self.commands[name][2] = again
             self.appended(again, result)
 
     @precondition(lambda self: self.commands and len(self.held) < 30)
     @rule(data=st.data())
     def complete(self, data: st.DataObject) -> None:
-        id = data.draw(st.sampled_from(sorted(self.commands)))
-        known = self.commands[id]
-        name = self.name()
+        name = data.draw(st.sampled_from(sorted(self.commands)))
+        known = self.commands[name]
+        result = self.name()
         waiting = self.world.inbox.complete(
-            key=known[0], command_id=id, status="success", result_id=name, body=b"{}"
+            key=known[0], command_id=name, status="success", result_id=result, body=b"{}"
         )
         if known[1] is None:
-            known[1], known[2] = name, self.world.get(waiting)
-            self.appended(known[2], name)
+            known[1], known[2] = result, self.world.get(waiting)
+            self.appended(known[2], result)
         else:
             try:
                 self.world.get(waiting)

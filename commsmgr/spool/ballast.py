@@ -14,17 +14,18 @@ from contextlib import suppress
 from typing import Final
 
 NAME: Final = "spool.ballast"
+SIZE = 8 << 20
+"""Twice what the log may grow to before it is folded into the database."""
 
 
 class Ballast:
     """
-    :param size: bytes; twice what the log may grow to.
+    :param directory: the spool's, for it is that disk's space that counts.
     """
 
-    def __init__(self, directory: str, size: int) -> None:
+    def __init__(self, directory: str) -> None:
         self._directory = directory
         self._path = os.path.join(directory, NAME)
-        self._size = size
         self._held = False
 
     def restore(self) -> bool:
@@ -38,11 +39,11 @@ class Ballast:
         try:
             held = os.stat(self._path).st_size if os.path.exists(self._path) else 0
             space = os.statvfs(self._directory)
-            if held < self._size and space.f_bavail * space.f_frsize < 2 * self._size:
+            if held < SIZE and space.f_bavail * space.f_frsize < 2 * SIZE:
                 return False
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(descriptor, 0, self._size)
+                os.posix_fallocate(descriptor, 0, SIZE)
             finally:
                 os.close(descriptor)
         except OSError:

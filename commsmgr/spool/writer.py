@@ -102,7 +102,7 @@ class Writer:
         self._wall = wall
         self._in_memory = settings.durability == "memory"
         self._path = ":memory:" if self._in_memory else os.path.join(os.path.abspath(settings.path), files.DATABASE)
-        self._ballast = None if self._in_memory else Ballast(os.path.dirname(self._path), 2 * CHECKPOINT_BYTES)
+        self._ballast = None if self._in_memory else Ballast(os.path.dirname(self._path))
         self._lock: int | None = None
         self._books: Books | None = None
         self._attempted: int | None = None
