@@ -47,6 +47,9 @@ setup(
     packages=[*find_packages(include=["commsmgr", "commsmgr.*"]), "twisted.plugins"],
     package_data={"commsmgr": ["py.typed"], "commsmgr.backend": ["*.html", "*.css", "*.js"]},
     zip_safe=False,
+    # An editable install puts this directory on the path. Setuptools' own way maps the packages one by one, and Twisted
+    # would not find the plugin.
+    options={"editable_wheel": {"mode": "compat"}},
     # The oldest versions that the tests have been run with.
     install_requires=[
         "twisted[tls]>=26.10",

@@ -89,6 +89,10 @@ class Metadata(SynchronousTestCase):
         self.assertEqual(files - listed, set())
         self.assertIn(ROOT / "commsmgr" / "py.typed", listed)
 
+    def test_editable(self) -> None:
+        """After the README's second command ``twistd`` still finds the plugin, from whatever directory."""
+        self.assertEqual(self.given["options"], {"editable_wheel": {"mode": "compat"}})
+
     def test_requirements(self) -> None:
         """What the package imports is required by name, unless it comes with Twisted; nothing is required in vain."""
         with_twisted = {"zope", "constantly", "automat"}
