@@ -178,6 +178,7 @@ class Run:
             metrics=self.metrics,
             conversation=self._conversation,
             events=events,
+            redact=env.redactor,
             user_agent=self._user_agent,
         )
         http = HTTPClient(
@@ -383,5 +384,5 @@ class Run:
         self.metrics.exchange(exchange.route, exchange.outcome, exchange.seconds)
         self.metrics.traffic("out", "http", exchange.bytes_out)
         self.metrics.traffic("in", "http", exchange.bytes_in)
-        if exchange.outcome == "ok":
+        if exchange.outcome == "2xx":
             self.metrics.receipt(name)

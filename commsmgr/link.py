@@ -39,6 +39,7 @@ class Link:
 
     :param backend: the backend's settings.
     :param conversation: makes the conversation for a new connection, given whether commsmgr.v1 was selected.
+    :param redact: takes secrets out of what operators read in :attr:`state` and :attr:`last_error`.
     :param wall: seconds since the epoch, for what operators read.
     """
 
@@ -58,6 +59,7 @@ class Link:
         metrics: Metrics,
         conversation: Callable[[bool], Conversation],
         events: LinkEvents,
+        redact: Callable[[str], str],
         user_agent: str,
     ) -> None:
         self.name = backend_name(backend)
@@ -73,6 +75,7 @@ class Link:
         self._metrics = metrics
         self._conversation = conversation
         self._events = events
+        self._redact = redact
         self._token_in_use = ""
         self._holds_permit = False
         self._waits_for_permit = False
@@ -184,7 +187,7 @@ class Link:
         if isinstance(error, NotRunning):
             return self._left(link)
         wait = self._wait_after(error)
-        self.last_error = str(error)
+        self.last_error = self._redact(str(error))
         self._waits_for_permit = isinstance(error, BreakerOpen)
         label = reason_label(error)
         self._metrics.link_ended(self.name, label)
@@ -197,7 +200,7 @@ class Link:
             wait=wait,
             lost=lost,
         )
-        self.state = Waiting(str(error), self._wall() + wait, self.client.attempts)
+        self.state = Waiting(self.last_error, self._wall() + wait, self.client.attempts)
         if link is not None and link.registered:
             self._events.ended(link)
         return wait
@@ -224,9 +227,11 @@ class Link:
         if isinstance(error, UpgradeRefused) and error.status == 401:
             self._token.refused(self._token_in_use)
         floor, self._floor = self._floor, 0.0
+        # Waiting for a permit is no attempt that failed: it must not make the next waits longer.
+        failed = 0 if isinstance(error, BreakerOpen) else max(self.client.attempts - 1, 0)
         wait = delay(
             error,
-            max(self.client.attempts - 1, 0),
+            failed,
             settings=self._config.reconnect,
             refused_delay=self._config.auth.refused_delay,
             random=self._random,

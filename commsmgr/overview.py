@@ -51,7 +51,7 @@ class Overview:
                     link=line.link.state,
                     breaker=line.breaker.state,
                     last_receipt=line.last_receipt,
-                    last_error=self._environment.redactor(line.link.last_error),
+                    last_error=line.link.last_error,
                 )
                 for line in lines
             ),
@@ -66,7 +66,7 @@ class Overview:
         active = self._backends.active
         if isinstance(active.link.state, Waiting):
             problems.append(f"not connected to {active.name}: {active.link.state.reason}")
-        return [self._environment.redactor(problem) for problem in problems]
+        return problems
 
     def queue(self) -> QueueStatus:
         """Say what is held for the backend."""

@@ -66,7 +66,7 @@ class Options(UsageOptions):
         try:
             self.config = self._overridden(settings.load(self["config"], os.environ))
         except ConfigError as error:
-            _refuse("\n".join(str(one) for one in (error, *error.others)))
+            _refuse(str(error))
         if self["check"]:
             names = ", ".join(backend_name(backend) for backend in self.config.backends)
             print(f"{self['config']}: the configuration is valid (backends: {names})")
