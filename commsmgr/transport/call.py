@@ -111,7 +111,7 @@ class Call:
         return f"{self.method} {self._target.authority}{self.route}"
 
     async def run(self, fields: Headers, body: bytes, limit: int) -> HTTPResponse:
-        """Send, and return the answer, whose body has at most ``limit`` bytes; errors as ``HTTPClient.exchange`` has."""
+        """Send, and return the answer, its body of at most ``limit`` bytes; errors as ``HTTPClient.exchange`` has."""
         self._producer = BytesProducer(body)
         self._collector = BodyCollector(limit)
         self._doing = "connecting"
