@@ -299,6 +299,7 @@ class WebSocketFaultTests(BackendTestCase):
         agent.result(given)
         await backend.when_result(given)
         await agent.round_trip()
+        self.assertEqual([], [message for message in agent.inbox if message["type"] == "ack"])
         agent.result(given)
         self.assertEqual([f"r-{given}"], (await agent.get("ack"))["ids"])
         self.assertEqual([], [message for message in agent.inbox if message["type"] == "ack"])

@@ -119,8 +119,6 @@ class AgentSocket(WebSocketServerProtocol):
             return
         now = self.factory.reactor.seconds()
         due = now + (fault.delay if fault is not None else 0)
-        if self._late:
-            due = max(due, self._late[-1][0])
         self._late.append((due, payload))
         if self._release is None:
             self._release = self.factory.reactor.callLater(due - now, self._send_late)
