@@ -75,6 +75,9 @@ class Entrance(ProtocolWrapper):
 
     def makeConnection(self, transport: Any) -> None:
         super().makeConnection(transport)
+        # An ack and then a command are two small writes: with Nagle's algorithm the second would wait 40 ms.
+        if hasattr(transport, "setTcpNoDelay"):
+            transport.setTcpNoDelay(True)
         self._timer = self.factory.reactor.callLater(_HEAD_TIMEOUT, self.abortConnection)
 
     def dataReceived(self, data: bytes) -> None:

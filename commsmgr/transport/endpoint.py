@@ -110,12 +110,15 @@ class _Endpoint:
         try:
             tcp = HostnameEndpoint(self._reactor, target.host, target.port, timeout=self._timeout)
             if not target.secure:
-                return await tcp.connect(factory)
+                protocol = await tcp.connect(factory)
+                _send_at_once(protocol)
+                return protocol
             # The trailing dot of an absolute name is for the resolver; certificates and SNI (RFC 6066) have none.
             host = target.host.rstrip(".")
             secured = wrapClientTLS(CheckedConnections(self._contexts.current(), host), tcp, clock=self._reactor)
             gate: Any = await secured.connect(GateFactory(factory, host, lambda facts: self._observe(target, facts)))
             self._doing = "in the TLS handshake"
+            _send_at_once(gate)
             opened: Deferred[IProtocol] = gate.opened
             return await opened
         except TransportError:
@@ -126,6 +129,18 @@ class _Endpoint:
             raise ConnectFailed(f"the name {target.host} has no address, or the name server did not answer") from None
         except Exception as error:
             raise ConnectFailed(f"cannot connect to {target.authority}: {_words(error)}") from error
+
+
+def _send_at_once(protocol: Any) -> None:
+    """
+    Turn Nagle's algorithm off (RFC 1122 section 4.2.3.4).
+
+    An ack and then a result are two small writes: with it, the second waits for the peer's delayed acknowledgement of
+    the first, 40 ms on Linux.
+    """
+    set_no_delay = getattr(protocol.transport, "setTcpNoDelay", None)
+    if set_no_delay is not None:
+        set_no_delay(True)
 
 
 def _words(error: Exception) -> str:
