@@ -254,11 +254,12 @@ function followCommand(event) {
   if (event.kind === "acked") setStatus(event.id, "taken", "");
   if (event.kind === "nacked") setStatus(event.id, "refused", "bad");
   if (event.kind !== "result") return;
-  const { command_id, status, output, error, execution_time_ms } = event.detail;
+  const { command_id, status, output, error } = event.detail;
+  const milliseconds = event.detail.execution_time_ms || event.detail.execution_time || 0;
   const known = commands.get(command_id);
   if (!known || known.done) return;
   known.done = true;
-  setStatus(command_id, `${status} · ${execution_time_ms} ms`, status === "success" ? "good" : "bad");
+  setStatus(command_id, `${status} · ${milliseconds} ms`, status === "success" ? "good" : "bad");
   const text = [output, error].filter(Boolean).join("\n");
   if (text) known.item.append(element("pre", { textContent: text }));
 }
