@@ -158,6 +158,7 @@ class _Tap(Protocol):
         self.dataReceived = protocol.dataReceived  # type: ignore[method-assign]  # the same signature
 
     def makeConnection(self, transport: ITransport) -> None:
+        super().makeConnection(transport)
         self._made(transport)
         self._protocol.makeConnection(transport)
 
