@@ -74,11 +74,12 @@ class OpeningTests(MemoryTestCase):
 
     def test_headers_merge(self) -> None:
         """The attempt's headers win over the settings', whatever the case of names, and there is one User-Agent."""
-        self.client = self.make_client(headers={"authorization": "old", "X-Site": "a", "user-agent": "mine"})
+        self.client = self.make_client(headers={"x-site": "old", "X-Rack": "7", "user-agent": "mine"})
+        self.handler.headers = lambda: succeed({"Authorization": "Bearer t0ken", "X-Site": "new"})
         request = self.connect().decode()
-        self.assertEqual(request.lower().count("authorization"), 1)
-        self.assertIn("Authorization: Bearer t0ken", request)
-        self.assertIn("X-Site: a", request)
+        self.assertEqual(request.lower().count("x-site"), 1)
+        self.assertIn("X-Site: new", request)
+        self.assertIn("X-Rack: 7", request)
         self.assertEqual(request.lower().count("user-agent"), 1)
         self.assertIn("user-agent: mine", request)
 
@@ -772,6 +773,17 @@ class StopTests(MemoryTestCase):
         self.endpoint.fail(ConnectBindError())
         self.successResultOf(stopped)
         self.assertIsInstance(self.handler.error, NotRunning)
+
+    def test_connecting_in_between(self) -> None:
+        """A transport that arrives after the stop, for a protocol built before it, is dropped and counts for nothing."""
+        self.client.start()
+        protocol = self.endpoint.factory.buildProtocol(None)
+        self.successResultOf(self.client.stop())
+        self.transport.protocol = protocol
+        protocol.makeConnection(self.transport)
+        self.assertTrue(self.transport.aborted)
+        self.settle()
+        self.assertEqual(self.handler.events, ["connecting", "ended"])
 
     def test_connecting_for_ever(self) -> None:
         """One that never answers is given up on; when it answers at last, nobody listens."""

@@ -219,17 +219,13 @@ class GuardedProtocol(WebSocketClientProtocol):
     # What autobahn calls
 
     def onOpen(self) -> None:
-        # Dropped between the answer and this call: by the owner, in the same turn.
-        if not self._deaf:
-            self._owner.opened()
+        self._owner.opened()
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if not self._deaf:
-            self._owner.received(payload, not isBinary)
+        self._owner.received(payload, not isBinary)
 
     def onPong(self, payload: bytes) -> None:
-        if not self._deaf:
-            self._owner.pong(payload)
+        self._owner.pong(payload)
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> None:
         super().onCloseFrame(code, reasonRaw)  # type: ignore[arg-type]  # autobahn itself passes None

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from commsmgr.errors import PeerViolation, TokenError, TransportError, UpgradeRefused
 from commsmgr.policy.retry import parse_retry_after
+from commsmgr.transport.headers import mistake
 
 MAX_HEAD_BYTES: Final = 16 << 10
 SWITCHING_PROTOCOLS: Final = 101
@@ -24,10 +25,6 @@ _SHOWN: Final = 120
 _END_OF_HEAD: Final = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/\d+(?:\.\d+)? (\d{3})(?: (.*))?")
 _UNPRINTABLE: Final = re.compile(rb"[^\t -~]")
-_FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_FIELD_VALUE: Final = re.compile(r"[\t -~]*")
-# What the handshake itself writes; twice in one request, each reader may believe another one of the two.
-_RESERVED: Final = frozenset(("connection", "content-length", "host", "origin", "transfer-encoding", "upgrade"))
 
 
 class Head(Struct, frozen=True):
@@ -107,19 +104,16 @@ def refusal(head: Head, now: float) -> TransportError:
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """
-    Return a copy of ``headers``, all of which may stand in an upgrade request.
+    Return a copy of what the handler gave, all of which may stand in an upgrade request.
 
     A line break in a value (a token read from a file …) would begin a header field or a request of its own.
 
     :raise TokenError: one may not; it says which, and never the value.
     """
-    for name, value in headers.items():
-        if not _FIELD_NAME.fullmatch(name):
-            raise TokenError(f"{name!r} is not the name of a header field")
-        if name.lower() in _RESERVED or name.lower().startswith("sec-websocket-"):
-            raise TokenError(f"the header field {name} belongs to the WebSocket handshake")
-        if not _FIELD_VALUE.fullmatch(value):
-            raise TokenError(f"the value of the header field {name} is not printable ASCII in one line")
+    # Authorization is the one reserved field that is the handler's to set; its value has to be as clean as any other.
+    wrong = mistake({("Credentials" if name.lower() == "authorization" else name): headers[name] for name in headers})
+    if wrong:
+        raise TokenError(f"the headers of the upgrade request: {wrong}")
     return dict(headers)
 
 

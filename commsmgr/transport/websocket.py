@@ -53,11 +53,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr import config
-from commsmgr.errors import CommsError, ConfigError, TokenError
-from commsmgr.transport.attempt import CLOSE_WITHIN, Attempt, Connection, WebSocketHandler
+from commsmgr.errors import CommsError, ConfigError
+from commsmgr.transport.attempt import Attempt
+from commsmgr.transport.connection import CLOSE_WITHIN, Connection, WebSocketHandler
 from commsmgr.transport.connector import EndpointConnector
 from commsmgr.transport.guarded import GuardedProtocol
 from commsmgr.transport.handshake import check_headers
+from commsmgr.transport.headers import mistake
 from commsmgr.urls import Target
 
 __all__ = ["Connection", "EndpointSource", "WebSocketClient", "WebSocketHandler", "native_acceleration_active"]
@@ -165,10 +167,9 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
                     else None
                 ),
             )
-        try:
-            self._headers = check_headers(headers or {})
-        except TokenError as error:
-            raise ConfigError(error.fact, key="http.headers") from None
+        self._headers = dict(headers or {})
+        if wrong := mistake(self._headers):
+            raise ConfigError(wrong, key="http.headers")
         self._clock = reactor
         self._target = target
         self._host = host
