@@ -347,6 +347,22 @@ class ReaderTests(SynchronousTestCase):
         world.outbox.forget(seqs[4:5])
         self.assertEqual(world.taken(), ["1", "3", "5", "6"])
 
+    def test_rewind_while_a_page_is_under_way(self) -> None:
+        """A page of the backlog that was asked for before a rewind does not come before the oldest entries."""
+        self.patch(reader_module, "MAX_ENTRIES", 4)
+        self.patch(books_module, "PAGE_ROWS", 2)
+        world = World()
+        world.open()
+        for n in range(8):
+            world.event(str(n))
+        world.run()
+        world.events.rewind()
+        world.run()
+        self.assertEqual(world.taken(2), ["0", "1"])
+        world.events.rewind()
+        world.run()
+        self.assertEqual(world.taken(2), ["0", "1"])
+
     def test_two_rewinds(self) -> None:
         """The page of an earlier rewind is not mistaken for that of a later one."""
         world = World()

@@ -7,7 +7,8 @@ Runs in the writer's thread only. Nothing here begins or ends a transaction; :mo
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from msgspec import Struct, structs
@@ -84,6 +85,15 @@ class Books:
         self._max_dead_letters = max_dead_letters
         self._max_dead_bytes = max_dead_bytes
         self.reload()
+
+    @contextmanager
+    def lenient(self) -> Iterator[None]:
+        """Read text that is no UTF-8 as well, for a row that is damaged."""
+        self.db.text_factory = _lenient
+        try:
+            yield
+        finally:
+            self.db.text_factory = str
 
     def reload(self) -> None:
         """Take the totals from the database, after it was opened or a transaction was undone."""
@@ -180,11 +190,8 @@ class Books:
             if "decode" not in str(error):
                 raise
         # A flipped bit in a text column: read it anyway, its checksum will tell which one it was.
-        self.db.text_factory = _lenient
-        try:
+        with self.lenient():
             return self._page(lane, after, now)
-        finally:
-            self.db.text_factory = str
 
     def _page(self, lane: Lane, after: int, now: float) -> Page:
         rows = self.db.execute(
@@ -284,16 +291,13 @@ class Books:
 
     def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return the latest dead letters, the latest first."""
-        self.db.text_factory = _lenient
-        try:
+        with self.lenient():
             rows = self.db.execute(
                 "SELECT seq, kind, id, key, accepted_at, died_at, reason, body FROM dead_letter"
                 " ORDER BY n DESC LIMIT ?",
                 (limit,),
             )
             return [DeadLetter(*row) for row in rows]
-        finally:
-            self.db.text_factory = str
 
     def losses(self) -> list[Loss]:
         """Return what was given up and not yet reported."""

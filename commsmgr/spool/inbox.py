@@ -293,10 +293,11 @@ class _Unfinished(Job):
 
     def work(self, books: Books) -> list[tuple[StoredCommand, bool]]:
         found: list[tuple[StoredCommand, bool]] = []
-        rows = books.db.execute(
-            "SELECT key, id, digest, body, offered, accepted_at, crc FROM command"
-            " WHERE finished_at IS NULL ORDER BY key"
-        )
+        with books.lenient():
+            rows = books.db.execute(
+                "SELECT key, id, digest, body, offered, accepted_at, crc FROM command"
+                " WHERE finished_at IS NULL ORDER BY key"
+            ).fetchall()
         for key, name, digest, body, offered, accepted_at, crc in rows:
             whole = command_checksum(name, digest, body) == crc
             command = StoredCommand(key, name, digest, body if whole else b"", bool(offered), accepted_at)

@@ -68,7 +68,12 @@ class Spool:
             aside = await self._store.open()
             interrupted: list[StoredCommand] = []
             waiting: list[StoredCommand] = []
-            for command, whole in await self.inbox.unfinished():
+            try:
+                unfinished = await self.inbox.unfinished()
+            except BaseException:
+                await self._store.close()
+                raise
+            for command, whole in unfinished:
                 (interrupted if command.offered or not whole else waiting).append(command)
             self.outbox.start()
             self._opened = Opened(aside, tuple(interrupted), tuple(waiting))

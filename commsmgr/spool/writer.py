@@ -143,18 +143,25 @@ class Writer:
         try:
             self._open()
         except NewerVersion:
+            self._disconnect()
             aside = self._set_aside("newer")
             self._open()
         except sqlite3.DatabaseError as error:
             if _code(error) not in _TORN:
                 raise
+            self._disconnect()
             aside = self._set_aside("damaged")
             self._open()
         return aside
 
     def _open(self) -> None:
         files.create(self._path)
-        self._books = self._connect()
+        self._books = books = self._connect()
+        # What opening needs is read here, where a torn file can still be set aside.
+        with books.lenient():
+            for table in ("entry", "command", "remembered", "dead_letter", "loss"):
+                books.db.execute(f"SELECT 1 FROM {table} NOT INDEXED LIMIT 1").fetchall()
+            books.db.execute("SELECT id, digest, body FROM command WHERE finished_at IS NULL").fetchall()
 
     def _set_aside(self, reason: str) -> str:
         name = files.set_aside(self._path, reason, self._wall())
