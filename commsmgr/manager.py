@@ -72,7 +72,7 @@ class Manager(MultiService):
         super().__init__()
         self.setName("commsmgr")
         self._environment = Environment(
-            config=settings.check(config),
+            config=settings.check(config, token_provider=token is not None),
             reactor=reactor,
             registry=CollectorRegistry() if registry is None else registry,
             handler=handler,
