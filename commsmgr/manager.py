@@ -176,11 +176,14 @@ class Manager(MultiService):
         return self.stopService()
 
     def when_connected(self) -> Deferred[Status]:
-        """Fire with the status as soon as a backend is connected, at once if one is. Cancelling is harmless."""
+        """
+        Fire with the status as soon as a backend is connected, at once if one is.
+
+        A manager that has yet to be started is waited for; one that is stopped meanwhile fails with
+        :class:`~commsmgr.errors.NotRunning`, one that cannot start with what kept it. Cancelling is harmless.
+        """
         if self._failed is not None:
             return fail(self._failed)
-        if not self.running:
-            return fail(NotRunning())
         status = self.status()
         return succeed(status) if status.connected else self._connected.wait()
 
