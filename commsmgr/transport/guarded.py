@@ -89,9 +89,7 @@ class GuardedProtocol(WebSocketClientProtocol):
     transport: Any  # TCP's or TLS's
     _log = Logger()
 
-    def __init__(
-        self, owner: ProtocolOwner, entropy: Callable[[int], bytes], wall: Callable[[], float]
-    ) -> None:
+    def __init__(self, owner: ProtocolOwner, entropy: Callable[[int], bytes], wall: Callable[[], float]) -> None:
         super().__init__()
         self._owner = owner
         self._entropy = entropy
