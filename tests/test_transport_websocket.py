@@ -565,7 +565,7 @@ class CompressionTests(MemoryTestCase):
         """Having sent something larger does not lift the limit."""
         self.open_compressed().send(b"a" * 5000)
         self.transport.clear()
-        self.feed(frame(BINARY, b"x" * 1001))
+        self.feed(frame(BINARY, b"x" * 600, fin=False) + frame(0, b"x" * 600))
         self.assertEqual(self.sent()[0][1][:2], (1009).to_bytes(2, "big"))
 
     def test_corrupt(self) -> None:
