@@ -47,17 +47,16 @@ class World:
             self.pong_at = self.real + self.delay
 
     def check(self) -> None:
-        while True:
+        action = self.keepalive.check(self.now)
+        if isinstance(action, SendPing):
+            self.ping()
             action = self.keepalive.check(self.now)
-            if isinstance(action, SendPing):
-                self.ping()
-                continue
-            if isinstance(action, Dead):
-                self.dead = action.reason
-            else:
-                self.waits.append(action.seconds)
-                self.timer_at = self.real + action.seconds
-            return
+        if isinstance(action, Dead):
+            self.dead = action.reason
+        else:
+            assert isinstance(action, Wait), "one ping at a time"
+            self.waits.append(action.seconds)
+            self.timer_at = self.real + action.seconds
 
     def run(self, seconds: float) -> None:
         """Let real time pass, or less if the peer is declared dead before."""
@@ -212,6 +211,21 @@ class KeepAliveTests(SynchronousTestCase):
         keepalive.pinged(20.0)
         self.assertEqual(keepalive.check(30.5), Dead("silent"))
 
+    def test_least_wait(self) -> None:
+        """A rest too small to move a clock is no wait: the owner would spin."""
+        keepalive = KeepAlive(INTERVAL, TIMEOUT, 0.0, pong_timeout=PONG_TIMEOUT)
+        keepalive.check(0.0)
+        self.assertEqual(keepalive.check(20.0 - 1e-14), Wait(0.001))
+        self.assertEqual(keepalive.check(20.0), SendPing())
+
+    def test_noted_before_the_clock_went_back(self) -> None:
+        """Whatever was noted last, a ping or data, a time before it shows that the clock went back."""
+        for noted in (KeepAlive.pinged, KeepAlive.heard):
+            keepalive = KeepAlive(INTERVAL, TIMEOUT, 0.0, pong_timeout=PONG_TIMEOUT)
+            keepalive.check(0.0)
+            noted(keepalive, 15.0)
+            self.assertEqual(keepalive.check(14.0), SendPing())
+
     def test_small_timeouts_bear_a_busy_process(self) -> None:
         """With a timeout far below a second, checks that come a little late still end a dead link."""
         keepalive = KeepAlive(0.2, 0.1, 0.0, pong_timeout=1.0)
@@ -238,7 +252,7 @@ class KeepAliveTests(SynchronousTestCase):
             world.step(step)
         world.run(200)
         self.assertIsNone(world.dead)
-        self.assertTrue(all(0 < wait <= INTERVAL for wait in world.waits))
+        self.assertTrue(all(0.001 <= wait <= INTERVAL for wait in world.waits))
 
     @bounded
     @given(

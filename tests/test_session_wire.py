@@ -150,7 +150,7 @@ class DecoderTests(SynchronousTestCase):
         """What is exactly as large or as deep as allowed passes."""
         self.assertEqual(self.decoder.decode(b'{"type":"ping"}'.ljust(4096), True), Ping())
         self.assertEqual(self.decoder.decode(b'{"type":"ping","x":[[[[[]]]]]}', True), Ping())
-        self.assertEqual(self.decoder.decode(b'{"type":"ping","x":[' + b"{}," * 50 + b"{}]}", True), Ping())
+        self.assertEqual(self.decoder.decode(b'{"type":"ping","x":[' + b"[[[[]]]]," * 50 + b"{}]}", True), Ping())
 
     def test_brackets_in_strings_do_not_count(self) -> None:
         """Text that looks like nesting is text, also behind escaped quotes and backslashes."""

@@ -25,10 +25,11 @@ from typing import TypeAlias
 from msgspec import Struct
 
 _STALL = 1.0
+_LEAST_WAIT = 0.001
 
 
 class Wait(Struct, frozen=True, tag=True):
-    """Nothing to do; check again after ``seconds``, which are more than 0."""
+    """Nothing to do; check again after ``seconds``, at least a thousandth."""
 
     seconds: float
 
@@ -109,5 +110,7 @@ class KeepAlive:
         return self._wait(min(silent_at - now, no_pong_at - now, self._slice))
 
     def _wait(self, seconds: float) -> Wait:
+        # What is left by rounding can be too little to move a timer's clock: without a least the owner could spin.
+        seconds = max(seconds, _LEAST_WAIT)
         self._due += seconds
         return Wait(seconds)
