@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -23,11 +23,10 @@ from commsmgr.backends import Backends, Line
 from commsmgr.channel import CommandChannel
 from commsmgr.config import Backend
 from commsmgr.delivery import Delivery
-from commsmgr.environment import Environment
+from commsmgr.environment import Environment, NotedToken
 from commsmgr.errors import CommsError
 from commsmgr.ids import IdSource
 from commsmgr.intake import Intake
-from commsmgr.interfaces import TokenProvider
 from commsmgr.link import Link
 from commsmgr.messages import FromBackend, Push, Result
 from commsmgr.observe.metrics import Metrics
@@ -35,7 +34,6 @@ from commsmgr.observe.site import StatusSite
 from commsmgr.openlink import LinkEvents, OpenLink
 from commsmgr.overview import Overview
 from commsmgr.policy.breaker import Breaker
-from commsmgr.redact import Redactor
 from commsmgr.reports import Heartbeats, Identity, Inventories
 from commsmgr.requests import Requests
 from commsmgr.results import encode_result
@@ -45,9 +43,10 @@ from commsmgr.service import OrderedService, Step
 from commsmgr.session.conversation import Conversation, SettingsArrived
 from commsmgr.session.wire import Decoder
 from commsmgr.sources import default_source, machine_id
-from commsmgr.spool import Opened, Spool
+from commsmgr.spool import RESULT_KIND, Lane, Opened, Spool
 from commsmgr.transport.endpoint import Dialer, TLSFacts
 from commsmgr.transport.http import HTTPClient
+from commsmgr.transport.websocket import native_acceleration_active
 from commsmgr.urls import Target, backend_name, http_target
 from commsmgr.waiters import Waiters
 
@@ -55,29 +54,6 @@ T = TypeVar("T")
 
 HOUSEKEEPING = 30.0
 """Seconds between two looks for what has expired."""
-
-
-class _NotedToken:
-    """Passes tokens on, so that the log never shows one and the metrics know when it expires."""
-
-    def __init__(self, provider: TokenProvider, redactor: Redactor, metrics: Metrics) -> None:
-        self._provider = provider
-        self._redactor = redactor
-        self._metrics = metrics
-        self._last = ""
-
-    def get(self) -> Deferred[str]:
-        return self._provider.get().addCallback(self._note)
-
-    def refused(self, token: str) -> None:
-        self._provider.refused(token)
-
-    def _note(self, token: str) -> str:
-        if token != self._last:
-            self._last = token
-            self._redactor.secret(token)
-            self._metrics.token_expires(credentials.expiry(token))
-        return token
 
 
 class Run:
@@ -99,11 +75,16 @@ class Run:
         self.metrics = Metrics(env.registry, seconds=env.wall)
         self._identity = Identity(machine_id(config.machine_id), socket.gethostname(), env.version)
         provider = env.token or credentials.from_config(config.auth, os.environ)
-        self._token = _NotedToken(provider, env.redactor, self.metrics)
+        self._token = NotedToken(provider, env.redactor, self.metrics)
         self.spool = Spool(config.spool, reactor=reactor, wall=env.wall)
         self.channel = CommandChannel(self.spool.inbox.offered)
         self.intake = Intake(
-            spool=self.spool, channel=self.channel, whole=config, metrics=self.metrics, report=self._report_aside
+            spool=self.spool,
+            channel=self.channel,
+            whole=config,
+            metrics=self.metrics,
+            report=lambda result: self._aside(self.report(result), result),
+            say=lambda result: self._aside(self._say(result), result),
         )
         self._decoder: Decoder[FromBackend] = Decoder(
             FromBackend, max_bytes=config.websocket.max_message_bytes, max_depth=config.websocket.max_depth
@@ -255,7 +236,7 @@ class Run:
 
         return [
             Step("observe", start_site, stop_observe, share=1.0),
-            Step("transport", self._dialer.check, nothing),
+            Step("transport", self._check_transport, nothing),
             Step("spool", self._open_spool, lambda _: self.spool.close(), share=1.0),
             Step("backends", self.backends.start, self.backends.stop, share=0.7),
             Step("delivery", self.delivery.start, stop_delivery, share=0.4),
@@ -277,13 +258,7 @@ class Run:
 
     async def report(self, result: Result, *, ttl: float | None = None) -> str:
         """Store a result and close its command, in one transaction; return the message's id."""
-        message_id = self.new_id()
-        body = encode_result(
-            result,
-            message_id=message_id,
-            timestamp=self._environment.timestamp(),
-            limit=self._config.delivery.max_body_bytes,
-        )
+        message_id, body = self._encoded(result)
         await self.spool.inbox.complete(
             key=result.key,
             command_id=result.command_id,
@@ -292,12 +267,35 @@ class Run:
             body=body,
             ttl=ttl,
         )
+        self._event_accepted(body)
+        return message_id
+
+    async def _say(self, result: Result) -> None:
+        """Store a result that closes no command: of one that was refused, or finished long ago."""
+        message_id, body = self._encoded(result)
+        await self.spool.outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=message_id, body=body)
+        self._event_accepted(body)
+
+    def _encoded(self, result: Result) -> tuple[str, bytes]:
+        message_id, limit = self.new_id(), self._config.delivery.max_body_bytes
+        timestamp = self._environment.timestamp()
+        return message_id, encode_result(result, message_id=message_id, timestamp=timestamp, limit=limit)
+
+    def _event_accepted(self, body: bytes) -> None:
         self.overview.accepted(len(body))
         self.metrics.message("command_result", "out", "accepted")
-        return message_id
 
     # -----------------------------------------------------------------------------------------------------------------
     # Where lines meet
+
+    def _check_transport(self) -> None:
+        if not native_acceleration_active():
+            self.log.warn(
+                "autobahn runs without its native code: masking and UTF-8 checks cost many times more; install autobahn "
+                "from a wheel with NVX",
+                event="websocket.slow",
+            )
+        self._dialer.check()
 
     async def _open_spool(self) -> None:
         opened: Opened = await self.spool.open()
@@ -346,9 +344,9 @@ class Run:
         await self.spool.outbox.expire()
         await self.spool.inbox.forget_finished()
 
-    def _report_aside(self, result: Result) -> None:
-        """Report without anybody waiting: what cannot be stored is logged; the backend will ask again."""
-        Deferred.fromCoroutine(self.report(result)).addErrback(self._not_reported, result)
+    def _aside(self, storing: Coroutine[Any, Any, object], result: Result) -> None:
+        """Store a result without anybody waiting: what cannot be stored is logged; the backend will ask again."""
+        Deferred.fromCoroutine(storing).addErrback(self._not_reported, result)
 
     def _not_reported(self, failure: Failure, result: Result) -> None:
         failure.trap(CommsError)
@@ -381,6 +379,17 @@ class Run:
                 self.metrics.certificate_expires(line.name, facts.not_after)
 
     def _exchanged(self, name: str, exchange: Any) -> None:
+        self.log.debug(
+            "{method} {route} at {backend}: {outcome} after {milliseconds:.1f} ms, {bytes_out} bytes out, {bytes_in} in",
+            event="http.exchange",
+            backend=name,
+            method=exchange.method,
+            route=exchange.route,
+            outcome=exchange.outcome,
+            milliseconds=exchange.seconds * 1000,
+            bytes_out=exchange.bytes_out,
+            bytes_in=exchange.bytes_in,
+        )
         self.metrics.exchange(exchange.route, exchange.outcome, exchange.seconds)
         self.metrics.traffic("out", "http", exchange.bytes_out)
         self.metrics.traffic("in", "http", exchange.bytes_in)
