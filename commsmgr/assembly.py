@@ -291,8 +291,8 @@ class Run:
     def _check_transport(self) -> None:
         if not native_acceleration_active():
             self.log.warn(
-                "autobahn runs without its native code: masking and UTF-8 checks cost many times more; install autobahn "
-                "from a wheel with NVX",
+                "autobahn runs without its native code (NVX): masking and UTF-8 checks cost many times more; install a "
+                "wheel that has it",
                 event="websocket.slow",
             )
         self._dialer.check()
@@ -380,7 +380,8 @@ class Run:
 
     def _exchanged(self, name: str, exchange: Any) -> None:
         self.log.debug(
-            "{method} {route} at {backend}: {outcome} after {milliseconds:.1f} ms, {bytes_out} bytes out, {bytes_in} in",
+            "{method} {route} at {backend}: {outcome} after {milliseconds:.1f} ms, {bytes_out} bytes out, "
+            "{bytes_in} in",
             event="http.exchange",
             backend=name,
             method=exchange.method,
