@@ -9,10 +9,13 @@ from random import Random
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from twisted.internet.defer import Deferred
 
+from commsmgr import credentials
 from commsmgr._version import __version__
 from commsmgr.config import Config
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
+from commsmgr.observe.metrics import Metrics
 from commsmgr.redact import Redactor
 
 
@@ -39,3 +42,26 @@ class Environment:
     def timestamp(self) -> str:
         """Return the time now as RFC 3339, in UTC."""
         return datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class NotedToken:
+    """Passes tokens on, so that the log never shows one and the metrics know when it expires."""
+
+    def __init__(self, provider: TokenProvider, redactor: Redactor, metrics: Metrics) -> None:
+        self._provider = provider
+        self._redactor = redactor
+        self._metrics = metrics
+        self._last = ""
+
+    def get(self) -> Deferred[str]:
+        return self._provider.get().addCallback(self._note)
+
+    def refused(self, token: str) -> None:
+        self._provider.refused(token)
+
+    def _note(self, token: str) -> str:
+        if token != self._last:
+            self._last = token
+            self._redactor.secret(token)
+            self._metrics.token_expires(credentials.expiry(token))
+        return token

@@ -7,14 +7,16 @@ if it had never arrived (plain). After the commit: it is offered after the resta
 second delivery, whenever and however it comes, is acknowledged and not offered again.
 
 The intake takes no more commands than the spool could store results for: it stops at :data:`FULL_AT` of the event
-bounds, open commands counted as the events they will become. A commsmgr.v1 backend is asked to send again later; a
-plain one, which knows no such word, gets a ``rejected`` result.
+bounds, open commands counted as the events they will become, those that are still being committed included. A
+commsmgr.v1 backend is asked to send again later; a plain one, which knows no such word, gets a ``rejected`` result.
+Such a result closes no command in the inbox: the refused command is not there, but another one of the same id may be.
+A command that is known already is never refused, room or no room: it takes none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import msgspec
 from twisted.logger import Logger
@@ -23,10 +25,12 @@ from twisted.python.failure import Failure
 from commsmgr import config
 from commsmgr.channel import CommandChannel
 from commsmgr.errors import CommsError
-from commsmgr.messages import Command, CommandData, Result
+from commsmgr.messages import Command, CommandData, Result, ResultStatus
 from commsmgr.observe.metrics import Metrics
 from commsmgr.session.conversation import CommandArrived
 from commsmgr.spool import Accepted, Duplicate, Opened, Spool, StoredCommand
+
+T = TypeVar("T")
 
 FULL_AT = 0.8
 """Share of the event bounds from which on no more commands are taken; the rest is for the results of those taken."""
@@ -49,7 +53,8 @@ class Intake:
     """
     Stores, acknowledges and offers commands.
 
-    :param report: takes a result for the backend; what :meth:`Manager.send_result` does.
+    :param report: takes the result of a command in the inbox; what :meth:`Manager.send_result` does.
+    :param say: takes a result that is sent as it is and closes no command.
     """
 
     log = Logger()
@@ -62,12 +67,15 @@ class Intake:
         whole: config.Config,
         metrics: Metrics,
         report: Callable[[Result], object],
+        say: Callable[[Result], object],
     ) -> None:
         self._spool = spool
         self._channel = channel
         self._config = whole
         self._metrics = metrics
         self._report = report
+        self._say = say
+        self._accepting = 0
 
     def recover(self, opened: Opened) -> None:
         """
@@ -102,52 +110,84 @@ class Intake:
     def arrived(self, source: CommandSource, arrived: CommandArrived) -> None:
         """Take one command, if there is room for its result."""
         if not self._room():
-            self._refuse(source, arrived, "the agent holds as many commands and results as it can store")
+            self._refuse_unless_known(source, arrived, "the agent holds as many commands and results as it can store")
             return
-        accepting = self._spool.inbox.accept(
-            id=arrived.id, digest=arrived.digest, body=msgspec.json.encode(arrived.data)
+        body = msgspec.json.encode(arrived.data)
+        self._accepting += 1
+        accepting = self._spool.inbox.accept(id=arrived.id, digest=arrived.digest, body=body)
+        accepting.addBoth(self._no_longer_accepting)
+        accepting.addCallbacks(
+            self._accepted, self._not_accepted, callbackArgs=(source, arrived), errbackArgs=(source, arrived)
         )
-        accepting.addCallback(self._accepted, source, arrived)
-        accepting.addErrback(self._not_accepted, source, arrived)
+
+    def _no_longer_accepting(self, outcome: T) -> T:
+        self._accepting -= 1
+        return outcome
 
     def _room(self) -> bool:
         inbox, stats, bounds = self._spool.inbox, self._spool.outbox.stats, self._config.spool
+        # The inbox counts as of the last commit: a burst within one turn must not overshoot.
+        open_count = inbox.open_count + self._accepting
         return (
-            inbox.open_count < self._config.commands.max_pending
-            and stats.events + inbox.open_count < FULL_AT * bounds.max_events
+            open_count < self._config.commands.max_pending
+            and stats.events + open_count < FULL_AT * bounds.max_events
             and stats.event_bytes < FULL_AT * bounds.max_bytes
         )
 
     def _accepted(self, outcome: Accepted | Duplicate, source: CommandSource, arrived: CommandArrived) -> None:
+        if isinstance(outcome, Duplicate):
+            self._is_known(outcome, source, arrived)
+            return
         source.acknowledge(arrived.id)
-        match outcome:
-            case Accepted(stored):
-                self._metrics.message("command", "in", "accepted")
-                self.log.info(
-                    "command {message_id} ({type}) received",
-                    event="command.received",
-                    message_id=arrived.id,
-                    type=arrived.data.type,
+        self._metrics.message("command", "in", "accepted")
+        self.log.info(
+            "command {message_id} ({type}) received",
+            event="command.received",
+            message_id=arrived.id,
+            type=arrived.data.type,
+        )
+        self._channel.put(self._command(outcome.command, redelivered=False))
+
+    def _is_known(self, known: Duplicate, source: CommandSource, arrived: CommandArrived) -> None:
+        source.acknowledge(arrived.id)
+        self._metrics.message("command", "in", "duplicate")
+        self.log.info(
+            "command {message_id} came again: it is not run again", event="command.duplicate", message_id=arrived.id
+        )
+        # Of a finished one the inbox has put the original result into the outbox again, if it still has it.
+        if known.result_missing:
+            status = cast(ResultStatus, known.status)
+            self._say(
+                Result(
+                    command_id=arrived.id,
+                    status=status,
+                    error="the command was finished earlier and its result sent; its output is no longer kept",
+                    exit_code=0 if status == "success" else 1,
                 )
-                self._channel.put(self._command(stored, redelivered=False))
-            case Duplicate():
-                # Of a finished one the inbox has put the original result into the outbox again.
-                self._metrics.message("command", "in", "duplicate")
-                self.log.info(
-                    "command {message_id} came again: it is not run again",
-                    event="command.duplicate",
-                    message_id=arrived.id,
-                )
+            )
 
     def _not_accepted(self, failure: Failure, source: CommandSource, arrived: CommandArrived) -> None:
         failure.trap(CommsError)
-        self._refuse(source, arrived, str(failure.value))
+        self._refuse_unless_known(source, arrived, str(failure.value))
+
+    def _refuse_unless_known(self, source: CommandSource, arrived: CommandArrived, why: str) -> None:
+        def answered(known: Duplicate | None) -> None:
+            if known is None:
+                self._refuse(source, arrived, why)
+            else:
+                self._is_known(known, source, arrived)
+
+        def unanswered(failure: Failure) -> None:
+            failure.trap(CommsError)
+            self._refuse(source, arrived, why)
+
+        self._spool.inbox.known(arrived.id, arrived.digest).addCallbacks(answered, unanswered)
 
     def _refuse(self, source: CommandSource, arrived: CommandArrived, why: str) -> None:
         self._metrics.message("command", "in", "refused")
         self.log.warn("command {message_id} not taken: {why}", event="command.refused", message_id=arrived.id, why=why)
         if not source.refuse(arrived.id, "busy", why, REFUSED_FOR):
-            self._report(Result(command_id=arrived.id, status="rejected", error=why, exit_code=1))
+            self._say(Result(command_id=arrived.id, status="rejected", error=why, exit_code=1))
 
     def _command(self, stored: StoredCommand, *, redelivered: bool) -> Command:
         # The body of a damaged row is empty: all that is left to say of that command is that it was interrupted.

@@ -73,6 +73,14 @@ class Inbox:
         """
         return self._store.submit(_Accept(self._outbox, id, digest, body, self._wall()))
 
+    def known(self, id: str, digest: str) -> Deferred[Duplicate | None]:
+        """
+        Ask for a command without storing it: the same answer as :meth:`accept` has for one that is known, else None.
+
+        The result of a finished one is in the outbox after this, put there again if need be.
+        """
+        return self._store.submit(_Known(self._outbox, id, digest, self._wall()))
+
     def offered(self, keys: Iterable[int]) -> Deferred[None]:
         """Take note that the agent is about to see these commands; wait for the Deferred before it does."""
         return self._store.submit(_Offered(list(keys)))
@@ -126,32 +134,26 @@ class Inbox:
             self.open_count = outcome.counter.open_commands
 
 
-class _Accept(Job):
-    __slots__ = ("body", "digest", "id", "now", "outbox", "size")
+class _Known(Job):
+    __slots__ = ("digest", "id", "now", "outbox")
+    # It settles what was begun before, and must be answered just when there is no room for anything new.
+    essential = True
 
-    def __init__(self, outbox: Outbox, id: str, digest: str, body: bytes, now: float) -> None:
+    def __init__(self, outbox: Outbox, id: str, digest: str, now: float) -> None:
         super().__init__()
-        self.outbox, self.id, self.digest, self.body, self.now = outbox, id, digest, body, float(now)
-        self.size = len(body)
+        self.outbox, self.id, self.digest, self.now = outbox, id, digest, float(now)
 
-    def work(self, books: Books) -> tuple[Accepted | Duplicate, Entry | None]:
+    def work(self, books: Books) -> tuple[Accepted | Duplicate | None, Entry | None]:
         known = books.db.execute(
             "SELECT key, finished_at, status, result_id, result_seq FROM command WHERE id = ? AND digest = ?",
             (self.id, self.digest),
         ).fetchone()
-        if known is not None:
-            key, finished_at, status, result_id, result_seq = known
-            if finished_at is None:
-                return Duplicate(key, False), None
-            return _repeat(books, key, status, result_id, result_seq, self.now)
-        crc = command_checksum(self.id, self.digest, self.body)
-        key = books.db.execute(
-            "INSERT INTO command (id, digest, accepted_at, crc, body) VALUES (?, ?, ?, ?, ?)",
-            (self.id, self.digest, self.now, crc, self.body),
-        ).lastrowid
-        assert key is not None
-        books.counter.open_commands += 1
-        return Accepted(StoredCommand(key, self.id, self.digest, self.body, False, self.now)), None
+        if known is None:
+            return None, None
+        key, finished_at, status, result_id, result_seq = known
+        if finished_at is None:
+            return Duplicate(key, False), None
+        return _repeat(books, key, status, result_id, result_seq, self.now)
 
     def settled(self, result: Any) -> Any:
         if isinstance(result, Failure):
@@ -160,6 +162,29 @@ class _Accept(Job):
         if repeated is not None:
             self.outbox.committed(repeated)
         return answer
+
+
+class _Accept(_Known):
+    __slots__ = ("body", "size")
+    essential = False
+
+    def __init__(self, outbox: Outbox, id: str, digest: str, body: bytes, now: float) -> None:
+        super().__init__(outbox, id, digest, now)
+        self.body = body
+        self.size = len(body)
+
+    def work(self, books: Books) -> tuple[Accepted | Duplicate | None, Entry | None]:
+        answer, repeated = super().work(books)
+        if answer is not None:
+            return answer, repeated
+        crc = command_checksum(self.id, self.digest, self.body)
+        key = books.db.execute(
+            "INSERT INTO command (id, digest, accepted_at, crc, body) VALUES (?, ?, ?, ?, ?)",
+            (self.id, self.digest, self.now, crc, self.body),
+        ).lastrowid
+        assert key is not None
+        books.counter.open_commands += 1
+        return Accepted(StoredCommand(key, self.id, self.digest, self.body, False, self.now)), None
 
 
 def _repeat(
