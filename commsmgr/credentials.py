@@ -9,12 +9,10 @@ sent. No ``repr``, error or log line of this module shows a token.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -22,14 +20,8 @@ from twisted.logger import Logger
 
 from commsmgr.config import Auth
 from commsmgr.errors import ConfigError, TokenError
+from commsmgr.headers import MAX_TOKEN, token_mistake
 from commsmgr.interfaces import TokenProvider
-
-MAX_TOKEN: Final = 16384
-"""Longest token taken, in characters: servers and proxies refuse longer header fields anyway."""
-
-# The standard's charset (b64token) is narrower, but tokens with other visible characters are in use. What matters is
-# that nothing can end the header line or the value.
-_TOKEN: Final = re.compile(r"[!-~]+")
 
 
 def check_token(token: str) -> str:
@@ -38,12 +30,8 @@ def check_token(token: str) -> str:
 
     :raise TokenError: it cannot; the error does not show it.
     """
-    if not token:
-        raise TokenError("the token is empty")
-    if len(token) > MAX_TOKEN:
-        raise TokenError(f"the token is longer than {MAX_TOKEN} characters")
-    if not _TOKEN.fullmatch(token):
-        raise TokenError("the token has blanks, line breaks, control or non-ASCII characters")
+    if wrong := token_mistake(token):
+        raise TokenError(f"the token {wrong}")
     return token
 
 

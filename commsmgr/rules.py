@@ -12,42 +12,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from commsmgr.config import TLS, Auth, Backend, Config, Observe
-from commsmgr.shape import CONTROL_CHARACTERS, Mistake, key_text
+from commsmgr.headers import MAX_TOKEN, mistakes, token_mistake
+from commsmgr.shape import Mistake, key_text
 from commsmgr.urls import Target, backend_name, http_target, listen_address, websocket_target
 
 TOKEN_SOURCES = ("token", "token_file", "token_env")
 
-# Set by the transports themselves: a second one would be a way to smuggle requests or to leak the token around its
-# rules (RFC 9110 sections 7.2 and 8.6, RFC 9112 section 6, RFC 6455 section 4.1, RFC 6750 section 2.1).
-FORBIDDEN_HEADERS = frozenset(
-    {
-        "accept-encoding",
-        "authorization",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "cookie",
-        "expect",
-        "host",
-        "idempotency-key",
-        "keep-alive",
-        "origin",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-_FORBIDDEN_PREFIX = "sec-websocket-"
-
-_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token of RFC 9110 section 5.6.2
-_FIELD_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?|")
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
-_LARGEST_TOKEN = 16 << 10
 
 
 def broken(config: Config, environ: Mapping[str, str], token_provider: bool) -> list[Mistake]:
@@ -116,7 +87,7 @@ def _token_rules(auth: Auth, sources: list[str], environ: Mapping[str, str]) -> 
         name = auth.token_file if "/" in auth.token_file else "the file"
         try:
             with open(auth.token_file, "rb") as file:
-                text = file.read(_LARGEST_TOKEN + 1).decode("ascii", "replace").rstrip("\r\n")
+                text = file.read(MAX_TOKEN + 1).decode("ascii", "replace").rstrip("\r\n")
         except OSError as error:
             yield "auth.token_file", f"{name} cannot be read: {why(error)}"
         else:
@@ -130,14 +101,8 @@ def _token_rules(auth: Auth, sources: list[str], environ: Mapping[str, str]) -> 
 
 
 def _token_mistakes(key: str, subject: str, token: str) -> Iterator[Mistake]:
-    if not token:
-        yield key, f"{subject} is empty"
-    elif len(token) > _LARGEST_TOKEN:
-        yield key, f"{subject} is longer than {_LARGEST_TOKEN} characters"
-    elif CONTROL_CHARACTERS.search(token):
-        yield key, f"{subject} contains control characters (such as CR or LF)"
-    elif not _TOKEN.fullmatch(token):
-        yield key, f"{subject} contains blanks or characters outside ASCII"
+    if wrong := token_mistake(token):
+        yield key, f"{subject} {wrong}"
 
 
 def _tls_rules(tls: TLS) -> Iterator[Mistake]:
@@ -158,19 +123,8 @@ def _tls_rules(tls: TLS) -> Iterator[Mistake]:
 
 
 def _header_rules(headers: Mapping[str, str]) -> Iterator[Mistake]:
-    seen: set[str] = set()
-    for name, value in headers.items():
-        key, lower = f"http.headers.{key_text(name)}", name.lower()
-        if not _FIELD_NAME.fullmatch(name):
-            yield key, "not a valid name of a header field (RFC 9110 section 5.1)"
-        elif lower in FORBIDDEN_HEADERS or lower.startswith(_FORBIDDEN_PREFIX):
-            hint = "; the token belongs in [auth]" if lower == "authorization" else ""
-            yield key, f"is set by commsmgr itself{hint}"
-        elif not _FIELD_VALUE.fullmatch(value):
-            yield key, "the value may hold printable ASCII only, without blanks at its ends (RFC 9110 section 5.5)"
-        elif lower in seen:
-            yield key, "is given twice: names of header fields are the same in upper and lower case"
-        seen.add(lower)
+    for name, wrong in mistakes(headers):
+        yield f"http.headers.{key_text(name)}", wrong
 
 
 def _range_rules(config: Config) -> Iterator[Mistake]:

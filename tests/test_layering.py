@@ -16,8 +16,9 @@ LONGEST = 400
 # each other, packages (with a slash) may not.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        "_version", "errors", "ids", "messages", "interfaces", "config", "redact", "urls", "status",
+        "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "redact", "urls", "status",
         "reference", "shape", "rules", "settings", "waiters",
+        "process",
     ),
     ("policy/", "session/"),
     ("spool/", "transport/", "credentials", "sources"),

@@ -28,7 +28,6 @@ from commsmgr.errors import (
 )
 from commsmgr.transport.body import BodyCollector, BytesProducer
 from commsmgr.transport.endpoint import Dialer
-from commsmgr.transport.headers import mistake
 from commsmgr.transport.http import Exchange, HTTPClient
 from commsmgr.transport.pool import GRACE, HEAD_LIMIT, IDLE
 from commsmgr.urls import Target
@@ -194,6 +193,19 @@ class RequestTests(HTTPCase):
         self.assertNotIn(b"cookie", b"".join(self.seen).lower())
 
 
+class CallersFieldTests(HTTPCase):
+    """Fields that the settings may not set, and the caller may."""
+
+    async def test_content_type(self) -> None:
+        """The caller's word about its body counts, once; only the settings have none in that."""
+        target, client = self.serve(OK), self.client()
+        await client.exchange("POST", target, "/", body=b"a,b", headers={"content-type": "text/csv"})
+        self.assertEqual(self.seen[0].lower().count(b"content-type: "), 1)
+        self.assertIn(b"text/csv", self.seen[0])
+        error = self.assertRaises(ConfigError, self.client, HTTP(headers={"Content-Type": "text/csv"}))
+        self.assertEqual(error.key, "http.headers")
+
+
 class MistakeTests(HTTPCase):
     """What cannot be a request never reaches the network."""
 
@@ -217,7 +229,6 @@ class MistakeTests(HTTPCase):
         ):
             error = self.assertRaises(ConfigError, self.client, HTTP(headers=headers))
             self.assertEqual(error.key, "http.headers")
-        self.assertEqual(mistake({"X-Empty": "", "X-Blanks": "a \t b"}), "")
 
     async def test_value_is_not_quoted(self) -> None:
         """A value may be secret."""

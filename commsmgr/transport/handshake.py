@@ -15,8 +15,8 @@ from typing import Final
 from msgspec import Struct
 
 from commsmgr.errors import PeerViolation, TokenError, TransportError, UpgradeRefused
+from commsmgr.headers import mistake
 from commsmgr.policy.retry import parse_retry_after
-from commsmgr.transport.headers import mistake
 
 MAX_HEAD_BYTES: Final = 16 << 10
 SWITCHING_PROTOCOLS: Final = 101
@@ -111,8 +111,7 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     :raise TokenError: one may not; it says which, and never the value.
     """
     # Authorization is the one reserved field that is the handler's to set; its value has to be as clean as any other.
-    wrong = mistake({("Credentials" if name.lower() == "authorization" else name): headers[name] for name in headers})
-    if wrong:
+    if wrong := mistake(headers, own={"authorization"}):
         raise TokenError(f"the headers of the upgrade request: {wrong}")
     return dict(headers)
 

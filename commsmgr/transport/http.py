@@ -27,11 +27,11 @@ from commsmgr.errors import (
     TokenError,
     UsageError,
 )
+from commsmgr.headers import mistake, token_mistake
 from commsmgr.transport.body import gzipped
 from commsmgr.transport.call import Call, HTTPResponse
 from commsmgr.transport.deadline import within
 from commsmgr.transport.endpoint import Dialer
-from commsmgr.transport.headers import mistake, token_mistake
 from commsmgr.transport.pool import Pool
 from commsmgr.urls import Target
 
@@ -39,6 +39,9 @@ __all__ = ["Exchange", "HTTPClient", "HTTPResponse"]
 
 _COMPRESS_ABOVE: Final = 1024
 _EXCHANGES_PER_CONNECTION: Final = 4
+
+# Reserved for the settings, but a caller knows best what its body is and which request it repeats.
+_CALLERS_FIELDS: Final = frozenset({"content-type", "idempotency-key"})
 
 _OUTCOMES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (ConnectFailed, "connect_failed"),
@@ -119,6 +122,7 @@ class HTTPClient:
         Send one request, once, and return its answer, whatever the status.
 
         :param path: begins with a slash, percent-encoded, perhaps with a query; it is put below ``target``.
+        :param content_type: of the body, unless ``headers`` say it.
         :param headers: further fields, before those of the settings.
         :param token: sent as ``Authorization: Bearer`` (RFC 6750); empty for none.
         :param timeout: seconds for everything: the wait for a place, name, connection, TLS, headers and body. None for
@@ -169,7 +173,7 @@ class HTTPClient:
         call.check()
         await self._places.acquire()
         try:
-            if body:
+            if body and not fields.hasHeader("Content-Type"):
                 fields.setRawHeaders("Content-Type", [content_type])
             if self._settings.compress and len(body) > _COMPRESS_ABOVE:
                 body = await gzipped(self._reactor, body)
@@ -179,10 +183,10 @@ class HTTPClient:
             self._places.release()
 
     def _fields(self, headers: Mapping[str, str], token: str) -> Headers:
-        if wrong := mistake(headers):
+        if wrong := mistake(headers, own=_CALLERS_FIELDS):
             raise UsageError(wrong)
-        if wrong := token_mistake(token):
-            raise TokenError(wrong)
+        if token and (wrong := token_mistake(token)):
+            raise TokenError(f"the token {wrong}")
         fields = Headers({"User-Agent": [self._user_agent], "Accept": ["application/json"]})
         for name, value in (*self._settings.headers.items(), *headers.items()):
             fields.setRawHeaders(name, [value])

@@ -54,12 +54,12 @@ from twisted.python.failure import Failure
 
 from commsmgr import config
 from commsmgr.errors import CommsError, ConfigError
+from commsmgr.headers import mistake
 from commsmgr.transport.attempt import Attempt
 from commsmgr.transport.connection import CLOSE_WITHIN, Connection, WebSocketHandler
 from commsmgr.transport.connector import EndpointConnector
 from commsmgr.transport.guarded import GuardedProtocol
 from commsmgr.transport.handshake import check_headers
-from commsmgr.transport.headers import mistake
 from commsmgr.urls import Target
 
 __all__ = ["Connection", "EndpointSource", "WebSocketClient", "WebSocketHandler", "native_acceleration_active"]
