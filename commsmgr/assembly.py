@@ -28,12 +28,14 @@ from commsmgr.errors import CommsError
 from commsmgr.ids import IdSource
 from commsmgr.intake import Intake
 from commsmgr.link import Link
-from commsmgr.messages import FromBackend, Push, Result
+from commsmgr.machine import machine_id
+from commsmgr.messages import FromBackend, HeartbeatAnswer, Push, Result
 from commsmgr.observe.metrics import Metrics
 from commsmgr.observe.site import StatusSite
 from commsmgr.openlink import LinkEvents, OpenLink
 from commsmgr.overview import Overview
 from commsmgr.policy.breaker import Breaker
+from commsmgr.psutil_source import default_source
 from commsmgr.reports import Heartbeats, Identity, Inventories
 from commsmgr.requests import Requests
 from commsmgr.results import encode_result
@@ -42,7 +44,6 @@ from commsmgr.schedules import Periodic
 from commsmgr.service import OrderedService, Step
 from commsmgr.session.conversation import Conversation, SettingsArrived
 from commsmgr.session.wire import Decoder
-from commsmgr.sources import default_source, machine_id
 from commsmgr.spool import RESULT_KIND, Lane, Opened, Spool
 from commsmgr.transport.endpoint import Dialer, TLSFacts
 from commsmgr.transport.http import HTTPClient
@@ -72,9 +73,9 @@ class Run:
         self._open_waiters: Waiters[None] = Waiters()
         reactor = env.reactor
         self.new_id = IdSource(env.wall, env.random)
-        self.metrics = Metrics(env.registry, seconds=env.wall)
         self._identity = Identity(machine_id(config.machine_id), socket.gethostname(), env.version)
         provider = env.token or credentials.from_config(config.auth, os.environ)
+        self.metrics = Metrics(env.registry, seconds=env.wall)
         self._token = NotedToken(provider, env.redactor, self.metrics)
         self.spool = Spool(config.spool, reactor=reactor, wall=env.wall)
         self.channel = CommandChannel(self.spool.inbox.offered)
@@ -206,7 +207,7 @@ class Run:
             return Periodic(name, action, interval=interval, jitter=jitter, clock=env.reactor, random=env.random)
 
         beat, stock = config.heartbeat, config.inventory
-        self._heartbeat = periodic("heartbeat", self._beat, beat.interval, beat.jitter)
+        self._heartbeat = periodic("heartbeat", self.beat, beat.interval, beat.jitter)
         self._inventory = periodic("inventory", self.inventories.send, stock.interval, stock.jitter)
         self._housekeeping = periodic("housekeeping", self._keep_house, HOUSEKEEPING, HOUSEKEEPING)
 
@@ -256,16 +257,22 @@ class Run:
             await self._open_waiters.wait()
         return await call(self)
 
+    def not_open(self, error: CommsError) -> None:
+        """The spool will not be opened, or not again: nobody need wait for it."""
+        self._open_waiters.fail(error)
+
+    async def beat(self, status: str = "online", *, deadline: float | None = None) -> HeartbeatAnswer:
+        """Send a heartbeat; without WebSockets its answer is what shows that there is a backend."""
+        answer = await self.heartbeats.send(status, deadline=deadline)
+        if not self._config.websocket.enabled:
+            self._on_connected()
+        return answer
+
     async def report(self, result: Result, *, ttl: float | None = None) -> str:
         """Store a result and close its command, in one transaction; return the message's id."""
         message_id, body = self._encoded(result)
         await self.spool.inbox.complete(
-            key=result.key,
-            command_id=result.command_id,
-            status=result.status,
-            result_id=message_id,
-            body=body,
-            ttl=ttl,
+            key=result.key, command_id=result.command_id, status=result.status, result_id=message_id, body=body, ttl=ttl
         )
         self._event_accepted(body)
         return message_id
@@ -334,11 +341,6 @@ class Run:
     def _http_receipt(self, entry: Any, response: Any) -> None:
         if entry.kind == "inventory":
             self.inventories.delivered(entry, response)
-
-    async def _beat(self) -> None:
-        await self.heartbeats.send()
-        if not self._config.websocket.enabled:
-            self._on_connected()
 
     async def _keep_house(self) -> None:
         await self.spool.outbox.expire()

@@ -61,10 +61,15 @@ class CommandChannel:
         try:
             await self._mark_offered([command.key])
         except BaseException:
-            self._waiting.appendleft(command)
-            self._arrivals.fire(None)
+            self._put_back(command)
             raise
         return command
+
+    def _put_back(self, command: Command) -> None:
+        # In its place, for several that fail together come back one after the other.
+        place = next((n for n, other in enumerate(self._waiting) if other.key > command.key), len(self._waiting))
+        self._waiting.insert(place, command)
+        self._arrivals.fire(None)
 
     def put(self, command: Command) -> None:
         """Add a command that is in the inbox."""

@@ -8,6 +8,7 @@ started again, and two of them never share anything.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from random import Random, SystemRandom
@@ -26,14 +27,16 @@ from commsmgr.config import Config
 from commsmgr.environment import Environment
 from commsmgr.errors import CommsError, InvalidMessage, NotRunning
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
+from commsmgr.machine import machine_id
 from commsmgr.messages import HeartbeatAnswer, JSONObject, Result
 from commsmgr.overview import idle
 from commsmgr.redact import Redactor
 from commsmgr.reports import encode
-from commsmgr.sources import machine_id
 from commsmgr.status import Status
 from commsmgr.transport.http import HTTPResponse
 from commsmgr.waiters import Waiters
+
+_PATH = re.compile("/[!-~]*")
 
 
 class Manager(MultiService):
@@ -84,7 +87,8 @@ class Manager(MultiService):
             random=SystemRandom() if random is None else random,
         )
         self._run: Run | None = None
-        self._stopping: Deferred[None] | None = None
+        self._is_stopping = False
+        self._stopped: Waiters[None] = Waiters()
         self._connected: Waiters[Status] = Waiters()
         self._starting: Waiters[None] = Waiters()
         self._is_started = False
@@ -95,30 +99,43 @@ class Manager(MultiService):
 
     def startService(self) -> None:
         """Open the spool and begin to connect. What keeps it from starting goes to :meth:`connect` and the log."""
+        if self.running:
+            # By connect() and then by a parent, say.
+            return
         Service.startService(self)
-        self._failed = None
-        if self._stopping is None:
+        if not self._is_stopping:
             self._begin()
 
     def _begin(self) -> None:
-        run = self._run = Run(self._environment, on_connected=self._is_connected)
+        self._failed = None
+        try:
+            run = self._run = Run(self._environment, on_connected=self._is_connected)
+        except Exception:
+            self._start_failed(Failure())
+            return
+        # Also starts it, as this service runs.
         run.service.setServiceParent(self)
-        if not run.service.running:
-            run.service.startService()
         run.service.started.addCallbacks(self._start_succeeded, self._start_failed)
 
     def _start_succeeded(self, _: None) -> None:
-        self._is_started = True
-        self._starting.fire(None)
+        # Not if it was stopped meanwhile.
+        if self.running and not self._is_stopping:
+            self._is_started = True
+            self._starting.fire(None)
 
     def _start_failed(self, failure: Failure) -> None:
         error = failure.value
+        if isinstance(error, NotRunning):
+            # Stopped while it was starting: stopService has told everybody who waited, and nothing is wrong.
+            return
         if not isinstance(error, CommsError):
             self.log.failure("the manager could not start", failure, event="manager.start-failed")
             error = CommsError(f"the manager could not start: {type(error).__name__}: {error}")
         else:
             self.log.critical("the manager could not start: {error}", event="manager.start-failed", error=str(error))
         self._failed = error
+        if self._run is not None:
+            self._run.not_open(error)
         self._starting.fail(error)
         self._connected.fail(error)
 
@@ -133,29 +150,24 @@ class Manager(MultiService):
         stopped = NotRunning("the manager was stopped")
         self._starting.fail(stopped)
         self._connected.fail(stopped)
-        if self._stopping is None:
-            if self._run is None:
-                return succeed(None)
-            self._stopping = Deferred.fromCoroutine(self._end(self._run))
-        waiting: Deferred[None] = Deferred()
-
-        def over(outcome: object) -> object:
-            waiting.callback(None)
-            return outcome
-
-        self._stopping.addBoth(over)
+        if self._run is None:
+            return succeed(None)
+        waiting = self._stopped.wait()
+        if not self._is_stopping:
+            self._is_stopping = True
+            Deferred.fromCoroutine(self._end(self._run))
         return waiting
 
     async def _end(self, run: Run) -> None:
-        try:
-            await run.service.stopService()
-        finally:
-            self._run = None
-            self._stopping = None
-            run.service.disownServiceParent()
+        await run.service.stopService()
+        run.not_open(NotRunning("the manager was stopped"))
+        run.service.disownServiceParent()
+        self._run = None
+        self._is_stopping = False
         if self.running:
             # Started again while it was stopping.
             self._begin()
+        self._stopped.fire(None)
 
     def connect(self) -> Deferred[Status]:
         """
@@ -185,7 +197,8 @@ class Manager(MultiService):
         if self._failed is not None:
             return fail(self._failed)
         status = self.status()
-        return succeed(status) if status.connected else self._connected.wait()
+        # What still stops is no answer for whoever has started anew.
+        return succeed(status) if status.connected and not self._is_stopping else self._connected.wait()
 
     def started(self) -> Deferred[None]:
         """Fire when the present start is complete, the spool open and every part begun; fails with what kept it."""
@@ -211,7 +224,7 @@ class Manager(MultiService):
         :raise TransportError: it did not get through; also :class:`DeadlineExceeded`, :class:`TokenError`.
         :raise NotRunning: the manager is not started.
         """
-        return self._call(lambda run: run.heartbeats.send(status, deadline=timeout))
+        return self._call(lambda run: run.beat(status, deadline=timeout))
 
     def send_inventory(self, data: JSONObject | None = None, *, force: bool = False) -> Deferred[str | None]:
         """
@@ -265,10 +278,10 @@ class Manager(MultiService):
         :raise InvalidMessage: the request cannot be sent as it is.
         :raise TransportError: no answer; also :class:`DeadlineExceeded`, :class:`TokenError`.
         """
-        if not path.startswith("/") or any(character <= " " or character >= "\x7f" for character in path):
+        if not isinstance(path, str) or not _PATH.fullmatch(path):
             return fail(InvalidMessage("a path begins with a slash and is percent-encoded ASCII"))
-        if not method.isalpha() or not method.isascii():
-            return fail(InvalidMessage(f"not an HTTP method: {method[:40]!r}"))
+        if not isinstance(method, str) or not method.isalpha() or not method.isascii():
+            return fail(InvalidMessage(f"not an HTTP method: {str(method)[:40]!r}"))
         try:
             content = encode(json) if json is not None else body
         except InvalidMessage as error:
@@ -294,7 +307,7 @@ class Manager(MultiService):
 
         :raise NotRunning: the manager is not started.
         """
-        if self._run is None or not self.running:
+        if self._run is None or not self.running or self._is_stopping:
             raise NotRunning()
         return self._run.channel
 
@@ -308,9 +321,15 @@ class Manager(MultiService):
     # Inside
 
     def _call(self, call: Callable[[Run], Any]) -> Deferred[Any]:
-        run = self._run
-        if run is None or not self.running:
-            return fail(NotRunning())
+        return Deferred.fromCoroutine(self._called(call))
+
+    async def _called(self, call: Callable[[Run], Any]) -> Any:
+        if self.running and self._is_stopping:
+            # Started again while it was stopping: this is for the run to come.
+            await self._stopped.wait()
+        if not self.running:
+            raise NotRunning()
         if self._failed is not None:
-            return fail(self._failed)
-        return Deferred.fromCoroutine(run.when_open(call))
+            raise self._failed
+        assert self._run is not None
+        return await self._run.when_open(call)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from commsmgr import config
 from commsmgr.errors import InvalidMessage, PeerViolation
 from commsmgr.interfaces import MachineSource
+from commsmgr.machine import stable_view
 from commsmgr.messages import (
     CommandEnvelope,
     Delivery,
@@ -31,7 +32,6 @@ from commsmgr.messages import (
 from commsmgr.observe.metrics import Metrics
 from commsmgr.requests import Requests
 from commsmgr.session.conversation import CommandArrived
-from commsmgr.sources import stable_view
 from commsmgr.spool import Entry, Lane, Outbox
 from commsmgr.status import QueueStatus
 from commsmgr.transport.http import HTTPResponse
@@ -96,6 +96,7 @@ class Heartbeats:
         Send one heartbeat.
 
         :param deadline: seconds for all attempts together.
+        :raise InvalidMessage: ``status`` is no text.
         :raise CommsError: it could not be delivered; nothing is kept of it.
         """
         health = await self._in_thread(self._machine.health)
@@ -126,7 +127,7 @@ class Heartbeats:
             response = await self._requests.send(
                 "POST",
                 "/heartbeat",
-                body=msgspec.json.encode(beat),
+                body=encode(beat),
                 idempotency_key=self._new_id(),
                 deadline=deadline,
                 check=_read,
@@ -230,7 +231,8 @@ class Inventories:
         if not isinstance(data, dict):
             raise InvalidMessage(f"an inventory is a JSON object, not {type(data).__name__}")
         encoded = encode(data)
-        fingerprint = sha256(msgspec.json.encode(stable_view(data), order="deterministic")).digest()
+        # Of what will be sent, for only that has nothing but what JSON knows.
+        fingerprint = sha256(encode(stable_view(msgspec.json.decode(encoded)), order="deterministic")).digest()
         known, at = self._sent
         if not force and fingerprint == known and 0 <= self._wall() - at < self._settings.resend_after:
             self._metrics.message("inventory", "out", "unchanged")
@@ -278,13 +280,14 @@ class Inventories:
         )
 
 
-def encode(value: Any) -> bytes:
+def encode(value: Any, *, order: Literal["deterministic"] | None = None) -> bytes:
     """
     Encode what the agent passed.
 
+    :param order: whether objects that are equal have the same bytes.
     :raise InvalidMessage: it has something that JSON cannot say; it says what.
     """
     try:
-        return msgspec.json.encode(value)
+        return msgspec.json.encode(value, order=order)
     except (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
         raise InvalidMessage(f"not JSON: {type(error).__name__}: {error}") from error

@@ -37,10 +37,11 @@ def encode_result(result: Result, *, message_id: str, timestamp: str, limit: int
     except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as error:
         raise InvalidMessage(f"not a result: {error}") from error
     try:
-        encoded = msgspec.json.encode(body)
-    except UnicodeEncodeError:
-        clean = msgspec.structs.replace(body, output=_unicode(body.output), error=_unicode(body.error))
-        encoded = msgspec.json.encode(clean)
+        try:
+            encoded = msgspec.json.encode(body)
+        except UnicodeEncodeError:
+            clean = msgspec.structs.replace(body, output=_unicode(body.output), error=_unicode(body.error))
+            encoded = msgspec.json.encode(clean)
     except OverflowError as error:
         raise InvalidMessage(f"not a result: {error}") from error
     if len(encoded) > limit:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from inspect import isawaitable
 
-from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from commsmgr.channel import CommandChannel
-from commsmgr.errors import CommsError, InvalidMessage, NotRunning, UsageError
+from commsmgr.errors import CommsError, InvalidMessage, NotRunning, SpoolError, UsageError
 from commsmgr.interfaces import CommandHandler
 from commsmgr.messages import Command, Result
 from commsmgr.observe.metrics import Metrics
+from commsmgr.waiters import Overrun, bounded
 
 AGAIN = 1.0
 """Seconds between attempts to store a result that the spool has no room for."""
@@ -52,11 +54,14 @@ class CommandRunner:
         self._clock = clock
         self._metrics = metrics
         self._loops: list[Deferred[None]] = []
+        self._given_up = False
         self.running = 0
 
     def start(self) -> None:
         """Begin to take commands."""
-        self._loops = [Deferred.fromCoroutine(self._loop()) for _ in range(self._concurrency)]
+        self._loops = [
+            Deferred.fromCoroutine(self._loop()).addErrback(self._loop_ended) for _ in range(self._concurrency)
+        ]
 
     async def stop(self, deadline: float) -> None:
         """
@@ -68,6 +73,8 @@ class CommandRunner:
         loops, self._loops = self._loops, []
 
         def give_up() -> None:
+            # A handler may also fail with a CancelledError of its own, and that is an error like any other.
+            self._given_up = True
             for loop in loops:
                 loop.cancel()
 
@@ -78,28 +85,50 @@ class CommandRunner:
             cancel.cancel()
 
     async def _loop(self) -> None:
+        with suppress(NotRunning, CancelledError):
+            while True:
+                command = await self._next()
+                self.running += 1
+                try:
+                    await self._run(command)
+                finally:
+                    self.running -= 1
+
+    async def _next(self) -> Command:
         while True:
             try:
-                command = await self._channel.get()
-            except (NotRunning, CancelledError):
-                return
-            except CommsError as error:
+                return await self._channel.get()
+            except SpoolError as error:
                 self.log.warn("{error}", event="command.not-offered", error=str(error))
                 await deferLater(self._clock, AGAIN)
-                continue
-            self.running += 1
-            try:
-                await self._run(command)
-            except CancelledError:
-                return
-            finally:
-                self.running -= 1
+
+    def _loop_ended(self, failure: Failure) -> None:
+        self.log.failure("commands are run by one less: a defect", failure, event="commands.failed")
 
     async def _run(self, command: Command) -> None:
         began = self._clock.seconds()
         result = await self._outcome(command)
         took = self._clock.seconds() - began
         result = _completed(result, command, took)
+        while True:
+            try:
+                await self._report(result)
+                break
+            except InvalidMessage as error:
+                result = _completed(command.error(f"the result could not be sent: {error}"), command, took)
+            except UsageError as error:
+                # Reported already, by the handler itself, or the manager stops: the inbox says what is true.
+                self.log.debug("{error}", event="command.not-reported", error=str(error), message_id=command.id)
+                break
+            except CommsError as error:
+                self.log.warn(
+                    "the result of {message_id} waits: {error}",
+                    event="command.result-waits",
+                    message_id=command.id,
+                    error=str(error),
+                )
+                await deferLater(self._clock, AGAIN)
+        # Only now: before it was reported nobody had checked what the handler returned.
         self._metrics.command_finished(result.status, took)
         self.log.info(
             "command {message_id} ({type}): {status} after {seconds:.3f} s",
@@ -109,40 +138,22 @@ class CommandRunner:
             status=result.status,
             seconds=took,
         )
-        while True:
-            try:
-                await self._report(result)
-                return
-            except InvalidMessage as error:
-                result = command.error(f"the result could not be sent: {error}")
-            except UsageError as error:
-                # Reported already, by the handler itself, or the manager stops: the inbox says what is true.
-                self.log.debug("{error}", event="command.not-reported", error=str(error), message_id=command.id)
-                return
-            except CommsError as error:
-                self.log.warn(
-                    "the result of {message_id} waits: {error}",
-                    event="command.result-waits",
-                    message_id=command.id,
-                    error=str(error),
-                )
-                await deferLater(self._clock, AGAIN)
 
     async def _outcome(self, command: Command) -> Result:
         try:
             outcome = self._handler(command)
             if isawaitable(outcome):
-                outcome = await _deferred(outcome).addTimeout(command.timeout, self._clock)
-        except defer.TimeoutError:
+                outcome = await bounded(_deferred(outcome), command.timeout, self._clock)
+        except Overrun:
             return Result(
                 command_id=command.id,
                 status="timeout",
                 error=f"not finished within {command.timeout:g} s",
                 exit_code=1,
             )
-        except CancelledError:
-            raise
         except Exception as error:
+            if self._given_up and isinstance(error, CancelledError):
+                raise
             self.log.failure("the handler failed on {message_id}", event="command.failed", message_id=command.id)
             return command.error(f"{type(error).__name__}: {error}")
         if not isinstance(outcome, Result):

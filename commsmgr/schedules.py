@@ -83,7 +83,9 @@ class Periodic:
     def _act(self) -> None:
         self._call = None
         self._began = self._clock.seconds()
-        self._acting = Deferred.fromCoroutine(self._once())
+        self._acting = acting = Deferred.fromCoroutine(self._once())
+        # Not at the end of the coroutine: one that never waits would have ended before it was noted here.
+        acting.addCallback(self._acted)
 
     async def _once(self) -> None:
         try:
@@ -94,6 +96,8 @@ class Periodic:
             self.log.warn("{name}: {error}", event="schedule.failed", name=self.name, error=str(error))
         except Exception:
             self.log.failure("{name} failed", event="schedule.defect", name=self.name)
+
+    def _acted(self, _: None) -> None:
         self._acting = None
         if self._running:
             self._arm()

@@ -10,14 +10,17 @@ step: what was accepted is in the spool.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from twisted.application.service import MultiService, Service
-from twisted.internet import defer
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+from commsmgr.errors import NotRunning
+from commsmgr.waiters import Overrun, bounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class OrderedService(MultiService):
 
     :param steps: in the order of starting.
     :param stop_deadline: seconds for the stop of all parts together.
-    :ivar started: fires with None when every part has started, or fails with what kept one from starting.
+    :ivar started: fires with None when every part has started, or fails with what kept one from starting, which is
+        NotRunning when the stop came first.
     """
 
     log = Logger()
@@ -73,12 +77,14 @@ class OrderedService(MultiService):
     async def _start(self) -> None:
         try:
             for part in self._parts:
+                if not self.running:
+                    raise NotRunning("stopped while it was starting")
                 part.startService()
                 starting = part.step.start()
                 if starting is not None:
                     await starting
         except Exception:
-            await self._stop_parts()
+            await self._stop_parts(self._clock.seconds() + self._stop_deadline)
             raise
 
     def stopService(self) -> Deferred[None]:
@@ -91,11 +97,11 @@ class OrderedService(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        await self._starting_over()
-        await self._stop_parts()
-
-    async def _stop_parts(self) -> None:
         ends = self._clock.seconds() + self._stop_deadline
+        await self._starting_over()
+        await self._stop_parts(ends)
+
+    async def _stop_parts(self, ends: float) -> None:
         for part in reversed(self._parts):
             if not part.running:
                 continue
@@ -103,28 +109,28 @@ class OrderedService(MultiService):
             await self._stop_part(part, left * part.step.share, left)
 
     async def _starting_over(self) -> None:
-        """Wait until nothing is being started any more: a part half started can be neither left nor stopped."""
+        """Wait until nothing is being started any more: a part half started is better neither left nor stopped."""
         waiting: Deferred[None] = Deferred()
 
         def over(outcome: object) -> object:
-            waiting.callback(None)
+            if not waiting.called:
+                waiting.callback(None)
             return outcome
 
         self.started.addBoth(over)
-        await waiting
+        # Half of the time: a part that cannot end its start must not keep the others from stopping.
+        with suppress(Overrun):
+            await bounded(waiting, self._stop_deadline / 2, self._clock)
 
     async def _stop_part(self, part: Part, share: float, left: float) -> None:
         stopping = Deferred.fromCoroutine(_awaited(part.step.stop(share)))
-        # A part keeps its share by itself; the timeout is for one that does not.
-        stopping.addTimeout(left, self._clock)
         try:
-            await stopping
-        except defer.TimeoutError:
+            # A part keeps its share by itself; the bound is for one that does not.
+            await bounded(stopping, left, self._clock)
+        except Overrun:
             self.log.error(
                 "{part} did not stop within {seconds:.1f} s", event="stop.overrun", part=part.name, seconds=left
             )
-        except CancelledError:
-            raise
         except Exception:
             self.log.failure("{part} failed to stop", Failure(), event="stop.failed", part=part.name)
         part.stopService()

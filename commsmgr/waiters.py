@@ -1,10 +1,13 @@
-"""Many may wait for one thing to happen."""
+"""Many may wait for one thing to happen, and nobody for ever."""
 
 from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet import defer
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 T = TypeVar("T")
 
@@ -48,3 +51,39 @@ class Waiters(Generic[T]):
         for waiter in waiting:
             if not waiter.called:
                 waiter.errback(error)
+
+
+class Overrun(defer.TimeoutError):
+    """:func:`bounded` has waited long enough; not to be confused with a time-out of what was waited for."""
+
+
+def bounded(waited: Deferred[T], seconds: float, clock: IReactorTime) -> Deferred[T]:
+    """
+    Wait for ``waited``, but no longer than ``seconds``; then cancel it, and do not wait on if it does not heed that.
+
+    ``Deferred.addTimeout`` would wait on for a coroutine that catches the cancellation.
+
+    :return: fires as ``waited`` does, or fails with :class:`Overrun`. Cancelling it cancels ``waited``.
+    """
+    expired = False
+    waiting: Deferred[T] = Deferred(lambda _: waited.cancel())
+
+    def over(outcome: T | Failure) -> None:
+        if timer.active():
+            timer.cancel()
+        if waiting.called:
+            return
+        if expired and isinstance(outcome, Failure) and outcome.check(CancelledError):
+            outcome = Failure(Overrun())
+        waiting.callback(outcome)  # a Failure makes it an errback
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        waited.cancel()
+        if not waiting.called:
+            waiting.errback(Overrun())
+
+    timer = clock.callLater(seconds, expire)
+    waited.addBoth(over)
+    return waiting
