@@ -2,8 +2,8 @@
 What the machine is and how it is, for inventories and heartbeats.
 
 :class:`StandardSource` needs the standard library alone and reads Linux's ``/proc`` and ``/sys`` as far as they are
-there; :class:`PsutilSource` asks psutil, on any system that it knows. What cannot be read is left empty: a part that
-fails costs neither the other parts nor the message. No command line and no environment is told: they hold secrets.
+there. What cannot be read is left empty: a part that fails costs neither the other parts nor the message. No command
+line and no environment is told: they hold secrets.
 
 Methods may block for a while and are called in threads, one after the other or at once.
 """
@@ -16,33 +16,29 @@ import re
 import shutil
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
 from twisted.logger import Logger
 
-from commsmgr.interfaces import MachineSource
+from commsmgr.machine import read_text
 from commsmgr.messages import JSONObject, SystemHealth
 
 WARNING_PERCENT: Final = 80.0
 CRITICAL_PERCENT: Final = 95.0
 
-_SYSTEM_DISK: Final = os.path.abspath(os.sep)
-_MACHINE_ID: Final = re.compile(r"[0-9a-f]{32}")
+SYSTEM_DISK: Final = os.path.abspath(os.sep)
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _SIOCGIFADDR: Final = 0x8915  # netdevice(7)
 _IFF_UP: Final = 1
 
-# Numbers that change all the time and say nothing about what the machine is.
-_VOLATILE: Final = frozenset({"uptime", "usage", "used", "used_percent"})
-
 _T = TypeVar("_T")
 
 
-class _Usage(Protocol):
+class Usage(Protocol):
     """What :func:`shutil.disk_usage` returns, in bytes."""
 
     @property
@@ -63,7 +59,7 @@ class StandardSource:
 
     _log = Logger()
 
-    def __init__(self, root: str | Path = "/", *, disk_usage: Callable[[str], _Usage] = shutil.disk_usage) -> None:
+    def __init__(self, root: str | Path = "/", *, disk_usage: Callable[[str], Usage] = shutil.disk_usage) -> None:
         self._root = Path(root)
         self._disk_usage = disk_usage
         # The last reading and what came of it: (idle, total, percent).
@@ -167,11 +163,11 @@ class StandardSource:
         return list(found.values())
 
     def _system_disk(self) -> float:
-        usage = self._disk_usage(_SYSTEM_DISK)
+        usage = self._disk_usage(SYSTEM_DISK)
         # What only root may use is neither used nor free, as df has it.
         return _percent(usage.used, usage.used + usage.free)
 
-    # What PsutilSource reads otherwise
+    # What psutil reads otherwise (commsmgr.psutil_source)
 
     def _uptime(self) -> float:
         return float(self._text("proc/uptime").split()[0])
@@ -195,7 +191,7 @@ class StandardSource:
             (device, _OCTAL.sub(lambda match: chr(int(match[1], 8)), mountpoint))
             for device, mountpoint in mounts
             if mountpoint == "/" or (device.startswith("/dev/") and not device.startswith("/dev/loop"))
-        ] or [("", _SYSTEM_DISK)]
+        ] or [("", SYSTEM_DISK)]
 
     def _processes(self) -> list[JSONObject]:
         found = []
@@ -203,11 +199,11 @@ class StandardSource:
             try:
                 # Whether there is a command line, not what it says: kernel threads have none.
                 if (directory / "cmdline").read_bytes():
-                    found.append({"pid": int(directory.name), "name": _read(directory / "comm").strip()})
+                    found.append({"pid": int(directory.name), "name": read_text(directory / "comm").strip()})
             except OSError:
                 # It has ended since.
                 continue
-        return sorted(found, key=_pid)
+        return sorted(found, key=itemgetter("pid"))
 
     def _interfaces(self) -> list[JSONObject]:
         addresses: dict[str, list[str]] = {}
@@ -229,7 +225,7 @@ class StandardSource:
     # What both read the same way
 
     def _text(self, name: str) -> str:
-        return _read(self._root / name)
+        return read_text(self._root / name)
 
     def _os_version(self) -> str:
         """Return the name that the distribution gives itself (os-release(5))."""
@@ -249,117 +245,13 @@ class StandardSource:
                 fields = dict(re.findall(r"^([\w-]+): ?(.*)$", paragraph, re.MULTILINE))
                 if name in fields and fields.get("Status", " installed").endswith(" installed"):
                     found.append({"name": fields[name], "version": fields.get(version, "")})
-        return sorted(found, key=_name)
+        return sorted(found, key=itemgetter("name"))
 
     def _services(self) -> list[JSONObject]:
         """Return the services of systemd that have a control group, and so a process."""
         slices = ("sys/fs/cgroup/system.slice", "sys/fs/cgroup/systemd/system.slice")
         names = {path.stem for where in slices for path in self._root.glob(f"{where}/*.service")}
         return [{"name": name, "status": "running"} for name in sorted(names)]
-
-
-class PsutilSource(StandardSource):
-    """
-    The machine as psutil sees it; needs psutil.
-
-    :param seconds: the time as seconds since the epoch.
-    """
-
-    def __init__(
-        self,
-        root: str | Path = "/",
-        *,
-        disk_usage: Callable[[str], _Usage] = shutil.disk_usage,
-        seconds: Callable[[], float] = time.time,
-    ) -> None:
-        super().__init__(root, disk_usage=disk_usage)
-        import psutil
-
-        self._psutil = psutil
-        self._seconds = seconds
-
-    def _uptime(self) -> float:
-        return max(0.0, self._seconds() - float(self._psutil.boot_time()))
-
-    def _cpu_times(self) -> tuple[float, float]:
-        # Not cpu_percent(): that remembers the last call of each thread, and ours comes from any thread of a pool.
-        times = self._psutil.cpu_times()
-        fields = {name: value for name, value in times._asdict().items() if not name.startswith("guest")}
-        return fields["idle"] + fields.get("iowait", 0.0), sum(fields.values())
-
-    def _memory(self) -> tuple[int, int]:
-        memory = self._psutil.virtual_memory()
-        return memory.total, memory.total - memory.available
-
-    def _mounts(self) -> Iterable[tuple[str, str]]:
-        partitions = [(part.device, part.mountpoint) for part in self._psutil.disk_partitions(all=False)]
-        local = [part for part in partitions if not part[0].startswith("/dev/loop")]
-        return local or [("", _SYSTEM_DISK)]
-
-    def _processes(self) -> list[JSONObject]:
-        infos = (process.info for process in self._psutil.process_iter(["pid", "name", "cmdline"]))
-        return sorted(({"pid": info["pid"], "name": info["name"]} for info in infos if info["cmdline"] != []), key=_pid)
-
-    def _interfaces(self) -> list[JSONObject]:
-        stats = self._psutil.net_if_stats()
-        found = []
-        for name, addresses in sorted(self._psutil.net_if_addrs().items()):
-            macs = [address.address for address in addresses if address.family == self._psutil.AF_LINK]
-            # A scoped address such as fe80::1%eth0 repeats the interface's name.
-            others = [address.address.split("%")[0] for address in addresses if address.family != self._psutil.AF_LINK]
-            up = name in stats and stats[name].isup
-            found.append({"name": name, "mac": macs[0] if macs else "", "up": up, "addresses": others})
-        return found
-
-
-def default_source() -> MachineSource:
-    """Return a source that asks psutil if it is installed, or else one that needs the standard library alone."""
-    try:
-        return PsutilSource()
-    except ImportError:
-        return StandardSource()
-
-
-def stable_view(data: JSONObject) -> JSONObject:
-    """
-    Return ``data`` without what changes all the time, for telling whether an inventory has news.
-
-    Numbers called ``uptime``, ``usage``, ``used`` and ``used_percent`` are left out wherever they are; of the running
-    processes the set of names stays. ``data`` is not changed.
-    """
-    view = cast(JSONObject, _without_volatile(data))
-    software = view.get("software")
-    if isinstance(software, dict) and isinstance(software.get("running_processes"), list):
-        processes = [process for process in software["running_processes"] if isinstance(process, dict)]
-        software["running_processes"] = sorted({str(process.get("name", "")) for process in processes})
-    return view
-
-
-def machine_id(
-    configured: str,
-    *,
-    path: Path = Path("/etc/machine-id"),
-    hostname: Callable[[], str] = socket.gethostname,
-) -> str:
-    """
-    Return who this agent is to the backend: what is configured, else the system's machine-id(5), else the host name.
-
-    The name is the last resort: two machines may bear the same, and it may change.
-    """
-    if configured:
-        return configured
-    # Before its first boot is over a system may have "uninitialized" there.
-    found = _MACHINE_ID.fullmatch(_read(path).strip())
-    if found:
-        return found[0]
-    return hostname().encode("ascii", "replace").decode()[:200] or "unknown"
-
-
-def _without_volatile(value: Any) -> Any:
-    if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if key not in _VOLATILE or not isinstance(item, int | float)}
-        return {key: _without_volatile(item) for key, item in kept.items()}
-    return [_without_volatile(item) for item in value] if isinstance(value, list) else value
 
 
 def _unicode(value: Any) -> Any:
@@ -383,14 +275,6 @@ def _status(worst: float | None) -> Literal["healthy", "warning", "critical", "u
     return "warning" if worst >= WARNING_PERCENT else "healthy"
 
 
-def _read(path: Path) -> str:
-    """Return a file's content, nothing when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _ipv4(interface: str) -> list[str]:
     """Return the interface's IPv4 address, of which the kernel tells the first one only (netdevice(7))."""
     try:
@@ -401,11 +285,3 @@ def _ipv4(interface: str) -> list[str]:
     except (ImportError, OSError):
         return []
     return [socket.inet_ntoa(answer[20:24])]
-
-
-def _pid(process: JSONObject) -> int:
-    return int(process["pid"])
-
-
-def _name(entry: JSONObject) -> str:
-    return str(entry["name"])

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "process",
     ),
     ("policy/", "session/"),
-    ("spool/", "transport/", "credentials", "sources"),
+    ("spool/", "transport/", "credentials", "machine", "sources", "psutil_source"),
     ("observe/",),
     (
         "openlink", "link", "handlers", "backends", "requests", "delivery", "channel", "intake", "results", "runner",

@@ -17,7 +17,9 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.interfaces import MachineSource
-from commsmgr.sources import PsutilSource, StandardSource, default_source, machine_id, stable_view
+from commsmgr.machine import machine_id, stable_view
+from commsmgr.psutil_source import PsutilSource, default_source
+from commsmgr.sources import StandardSource
 
 try:
     import psutil
