@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from commsmgr import config
-from commsmgr.errors import ConnectionEnded, PeerSilent
+from commsmgr.errors import PeerSilent
 from commsmgr.messages import Push
 from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
@@ -216,6 +216,7 @@ class OpenLink:
         """Send results, in this order. What does not get a receipt stays in the outbox."""
         if not len(self._window):
             self._progress_at = self._clock.seconds()
+            self._check_within(self._settings.receipt_timeout)
         frames = []
         full: bytes | None = None
         for entry in entries:
@@ -361,6 +362,12 @@ class OpenLink:
         if payload is not None and self._connection.ping(payload):
             self._keepalive.pinged(self._clock.seconds())
 
+    def _check_within(self, seconds: float) -> None:
+        """See that the next check comes no later than that: it was scheduled when nothing was in flight."""
+        call = self._check_call
+        if call is not None and call.active() and call.getTime() > self._clock.seconds() + seconds:
+            call.reset(seconds)
+
     def _check(self) -> None:
         """Ask the keep-alive what to do, do it, and come back when it says."""
         self._check_call = None
@@ -376,7 +383,7 @@ class OpenLink:
                 return
             case SendPing():
                 if not self._connection.ping(self._barrier.probe()):
-                    self._connection.kill(ConnectionEnded("the connection no longer takes what is sent"))
+                    # It is being closed, within a time of its own: killing it would hide the reason.
                     return
                 self._keepalive.pinged(now)
                 wait = self._settings.ping_timeout
