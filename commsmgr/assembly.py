@@ -29,14 +29,12 @@ from commsmgr.ids import IdSource
 from commsmgr.intake import Intake
 from commsmgr.link import Link
 from commsmgr.machine import machine_id
-from commsmgr.machine import machine_id
 from commsmgr.messages import FromBackend, HeartbeatAnswer, Push, Result
 from commsmgr.observe.metrics import Metrics
 from commsmgr.observe.site import StatusSite
 from commsmgr.openlink import LinkEvents, OpenLink
 from commsmgr.overview import Overview
 from commsmgr.policy.breaker import Breaker
-from commsmgr.psutil_source import default_source
 from commsmgr.psutil_source import default_source
 from commsmgr.reports import Heartbeats, Identity, Inventories
 from commsmgr.requests import Requests

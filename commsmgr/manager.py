@@ -28,7 +28,6 @@ from commsmgr.environment import Environment
 from commsmgr.errors import CommsError, InvalidMessage, NotRunning
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.machine import machine_id
-from commsmgr.machine import machine_id
 from commsmgr.messages import HeartbeatAnswer, JSONObject, Result
 from commsmgr.overview import idle
 from commsmgr.redact import Redactor

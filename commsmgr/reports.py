@@ -19,7 +19,6 @@ from commsmgr import config
 from commsmgr.errors import InvalidMessage, PeerViolation
 from commsmgr.interfaces import MachineSource
 from commsmgr.machine import stable_view
-from commsmgr.machine import stable_view
 from commsmgr.messages import (
     CommandEnvelope,
     Delivery,
