@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class AgentSocket(WebSocketServerProtocol):
     """One agent's WebSocket."""
 
-    log = Logger()
+    # Not "log": autobahn would write every frame and header there at debug level, the bearer token included.
+    _log = Logger()
     factory: AgentSocketFactory
     transport: Entrance  # type: ignore[assignment]  # nothing else ever carries it
 
@@ -90,7 +91,7 @@ class AgentSocket(WebSocketServerProtocol):
             conversation.received(payload, not isBinary)
         except Exception:
             # An exception that escapes from here ends in autobahn's dataReceived, half way through a buffer.
-            self.log.failure("a WebSocket message was not handled", event="backend.message_failed")
+            self._log.failure("a WebSocket message was not handled", event="backend.message_failed")
             self.leave(1011, "internal error")
         if conversation.machine_id and not registered and (fault := faults.strike("malformed", "websocket")):
             self.malform(fault)
