@@ -108,10 +108,11 @@ class Backends:
         self.log.info("the breaker of {backend} is {state}", event="breaker.changed", backend=line.name, state=state)
         if state == "closed" and line is self.active:
             line.link.permit_free()
-        if self._running and not self._moving:
-            self._reconsider()
+        self._reconsider()
 
     def _reconsider(self) -> None:
+        if not self._running or self._moving:
+            return
         candidates = [Candidate(line.name, line.breaker.state == "closed") for line in self.lines]
         name = choose(candidates, self.active.name)
         chosen = next(line for line in self.lines if line.name == name)
@@ -122,15 +123,16 @@ class Backends:
     async def _move(self, chosen: Line) -> None:
         old, self.active = self.active, chosen
         self.log.warn("moving from {old} to {backend}", event="backends.moved", old=old.name, backend=chosen.name)
-        if self._websocket:
-            await old.link.stop(GOODBYE)
-        self._moving = False
-        if self._running:
+        try:
             if self._websocket:
+                await old.link.stop(GOODBYE)
+        finally:
+            # Even when the goodbye failed by a defect: an agent without any link would be worse.
+            self._moving = False
+            if self._running and self._websocket:
                 chosen.link.start()
-            # The world may have changed while the old link took its leave.
-            self._reconsider()
+        # The world may have changed while the old link took its leave.
+        self._reconsider()
 
     def _move_failed(self, failure: Failure) -> None:
-        self._moving = False
         self.log.failure("moving to another backend failed", failure, event="backends.move-failed")

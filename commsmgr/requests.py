@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import NamedTuple
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -26,6 +26,7 @@ from commsmgr.errors import (
     DeadlineExceeded,
     HTTPStatusError,
     PeerViolation,
+    TokenError,
     TransportError,
 )
 from commsmgr.interfaces import TokenProvider
@@ -139,9 +140,11 @@ class Requests:
         while True:
             error: CommsError
             floor = 0.0
+            # Before a permit is taken: the time may be over, and a permit that nobody gives back blocks the backend.
+            left = self._left(ends, arrived)
             try:
                 line = self._backends.for_request()
-                verdict, response, error = await self._attempt(line, request, self._left(ends, arrived))
+                verdict, response, error = await self._attempt(line, request, left)
             except BreakerOpen as all_open:
                 verdict, error = RetryAfter(all_open.retry_in), all_open
             match verdict:
@@ -197,7 +200,7 @@ class Requests:
         """One exchange, its verdict, and its accounting with breaker and budget."""
         settled = False
         try:
-            token = await self._token.get()
+            token = await self._get_token()
             response: HTTPResponse | None = None
             outcome: int | CommsError
             try:
@@ -233,6 +236,16 @@ class Requests:
         finally:
             if not settled:
                 line.breaker.released()
+
+    async def _get_token(self) -> str:
+        try:
+            return await self._token.get()
+        except (CommsError, CancelledError):
+            raise
+        except Exception as error:
+            # The provider may be the embedding agent's. Its defect must not end the loops that send, as ours would.
+            self.log.failure("the token provider failed", event="token.fault")
+            raise TokenError(f"the token provider failed: {type(error).__name__}") from None
 
     def _account(self, line: Line, outcome: int | CommsError, verdict: Verdict, token: str) -> None:
         line.reachable = not counts_against_backend(outcome)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import CancelledError
@@ -31,7 +31,7 @@ class _LinkTests(SynchronousTestCase):
     """A link at a backend that speaks one dialect."""
 
     v1 = True
-    settings: dict[str, Any] = {}
+    settings: ClassVar[dict[str, Any]] = {}
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -352,7 +352,7 @@ def pass_time_alive(test: Any, seconds: int) -> None:
 class ShortReceiptTimeoutTests(_LinkTests):
     """A receipt_timeout shorter than the keep-alive's interval."""
 
-    settings = {"receipt_timeout": 5.0}
+    settings: ClassVar[dict[str, Any]] = {"receipt_timeout": 5.0}
 
     def test_stuck_in_time(self) -> None:
         """The bound holds to the moment, whenever the keep-alive would have looked next."""
@@ -443,7 +443,7 @@ class FullBatchTests(_LinkTests):
     """A busy plain link."""
 
     v1 = False
-    settings = {"window_messages": 1000, "window_bytes": 1 << 20}
+    settings: ClassVar[dict[str, Any]] = {"window_messages": 1000, "window_bytes": 1 << 20}
 
     def test_a_full_batch_does_not_wait(self) -> None:
         """A full batch gets its ping although another one is in the air; the last pong receipts everything."""

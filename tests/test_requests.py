@@ -1,0 +1,407 @@
+"""HTTP requests with retries on a virtual clock: verdicts, waits, tokens, deadlines, permits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from commsmgr import config
+from commsmgr.errors import (
+    BreakerOpen,
+    ConnectFailed,
+    ConnectionEnded,
+    DeadlineExceeded,
+    HTTPStatusError,
+    PeerViolation,
+    TokenError,
+)
+from commsmgr.requests import not_html
+from commsmgr.transport.http import HTTPResponse
+from tests.link_kit import HANG, House, answer, pass_time
+
+HTML = answer(200, {"content-type": "text/HTML; charset=utf-8"}, b"<html>Please log in</html>")
+
+
+class _RequestTests(SynchronousTestCase):
+    """One backend, unless a test builds more."""
+
+    def setUp(self) -> None:
+        self.build(reconnect=config.Reconnect(base=1.0, cap=8.0, retry_after_cap=100.0))
+
+    def build(self, *names: str, **sections: Any) -> None:
+        self.house = House(*names, **sections)
+        self.clock = self.house.clock
+        self.http = next(iter(self.house.http.values()))
+        self.addCleanup(lambda clock=self.clock: self.assertEqual(clock.getDelayedCalls(), []))
+
+    def send(self, method: str = "POST", path: str = "/heartbeat", **parameters: Any) -> Deferred[HTTPResponse]:
+        return self.house.requests.send(method, path, **parameters)
+
+    def error(self, waiting: Deferred[Any], kind: type[Exception]) -> Any:
+        return self.failureResultOf(waiting, kind).value
+
+    @property
+    def waits(self) -> list[float]:
+        """The seconds between the attempts."""
+        times = [call.at for call in self.http.calls]
+        return [after - before for before, after in zip(times, times[1:], strict=False)]
+
+
+class AttemptTests(_RequestTests):
+    """What one attempt sends, and what becomes of each outcome."""
+
+    def test_success(self) -> None:
+        """A 2xx is the result; the exchange bears the token, the key and the fields."""
+        response = self.successResultOf(
+            self.send(body=b"x", headers={"X-A": "1"}, idempotency_key="k1", path="/inventory")
+        )
+        self.assertEqual(response.status, 200)
+        (call,) = self.http.calls
+        self.assertEqual((call.method, call.path, call.body, call.token), ("POST", "/inventory", b"x", "t0"))
+        self.assertEqual(call.headers, {"X-A": "1", "Idempotency-Key": "k1"})
+        self.assertEqual(call.timeout, self.house.config.http.timeout)
+        line = self.house.lines[0]
+        self.assertEqual((line.reachable, line.last_receipt), (True, self.clock.seconds()))
+
+    def test_no_key(self) -> None:
+        """Without a key there is no such field, and what the caller passed is not changed."""
+        fields: dict[str, str] = {}
+        self.successResultOf(self.send("GET", headers=fields))
+        self.send(headers=fields, idempotency_key="k")
+        self.assertEqual((self.http.calls[0].headers, fields), ({}, {}))
+
+    def test_permanent(self) -> None:
+        """What can never succeed is tried once, and says nothing against the backend."""
+        for status in (302, 400, 403, 404, 413, 422):
+            self.http.calls.clear()
+            self.http.script = [answer(status, body=b"y" * 5000)]
+            error = self.error(self.send(), HTTPStatusError)
+            self.assertEqual((error.status, len(error.body), len(self.http.calls)), (status, 1024, 1))
+            self.assertTrue(self.house.lines[0].reachable)
+        self.assertEqual(self.house.breaker.state, "closed")
+
+    def test_retried(self) -> None:
+        """What may pass is tried http.attempts times, with the same key, body and path, at growing waits."""
+        self.http.default = 503
+        waiting = self.send(body=b"x", idempotency_key="k1")
+        pass_time(self.clock, 60)
+        self.assertEqual(self.error(waiting, HTTPStatusError).status, 503)
+        self.assertEqual({call.headers["Idempotency-Key"] for call in self.http.calls}, {"k1"})
+        self.assertEqual({call.body for call in self.http.calls}, {b"x"})
+        self.assertEqual(len(self.http.calls), 4)
+        for wait, bound in zip(self.waits, (1, 2, 4), strict=True):
+            self.assertTrue(0 <= wait <= bound, wait)
+        self.assertFalse(self.house.lines[0].reachable)
+
+    def test_attempts(self) -> None:
+        """The caller may ask for fewer attempts; the last error is the result."""
+        self.http.script = [ConnectionEnded("one"), ConnectFailed("two")]
+        waiting = self.send(attempts=2)
+        pass_time(self.clock, 60)
+        self.assertEqual(self.error(waiting, ConnectFailed).fact, "two")
+        self.assertEqual(len(self.http.calls), 2)
+
+    def test_recovers(self) -> None:
+        """A later attempt's answer is the result."""
+        self.http.script = [503, ConnectFailed("no"), 200]
+        waiting = self.send()
+        pass_time(self.clock, 60)
+        self.assertEqual(self.successResultOf(waiting).status, 200)
+        self.assertTrue(self.house.lines[0].reachable)
+
+    def test_retry_after(self) -> None:
+        """Retry-After is the least wait, within its cap; the jitter comes on top."""
+        for field, least in (("20", 20), ("7200", 100)):
+            self.http.calls.clear()
+            self.http.script = [answer(429, {"retry-after": field})]
+            waiting = self.send()
+            pass_time(self.clock, 200)
+            self.successResultOf(waiting)
+            self.assertTrue(least <= self.waits[0] <= least + 1, self.waits)
+
+    def test_web_page(self) -> None:
+        """With a check, a web page is no answer of the backend's whatever its status; without one it is a 2xx."""
+        self.http.default = HTML
+        self.assertEqual(self.successResultOf(self.send()).status, 200)
+        error = self.error(self.send(check=not_html, attempts=1), PeerViolation)
+        self.assertIn("web page", error.fact)
+        self.assertFalse(self.house.lines[0].reachable)
+        self.http.default = 200
+        self.successResultOf(self.send(check=not_html))
+
+    def test_check_of_errors(self) -> None:
+        """An answer that is an error anyway is not checked: its status says more."""
+        self.http.default = answer(404, {"content-type": "text/html"})
+        self.error(self.send(check=not_html), HTTPStatusError)
+
+    def test_budget(self) -> None:
+        """When most of what is tried fails, nothing is tried twice any more; successes earn retries back."""
+        self.build(breaker=config.Breaker(failures=1000))
+        self.http.default = 503
+        for _ in range(10):
+            self.send(attempts=1).addErrback(lambda failure: None)
+        self.http.calls.clear()
+        self.error(self.send(), HTTPStatusError)
+        self.assertEqual(len(self.http.calls), 1)
+        self.http.default = 200
+        for _ in range(70):
+            self.successResultOf(self.send())
+        self.http.calls.clear()
+        self.http.script = [503]
+        waiting = self.send()
+        pass_time(self.clock, 10)
+        self.successResultOf(waiting)
+        self.assertEqual(len(self.http.calls), 2)
+
+
+class TokenTests(_RequestTests):
+    """401, and providers that fail."""
+
+    def test_refreshed_once(self) -> None:
+        """A 401 is told to the provider and the request repeated at once with a fresh token."""
+        self.http.script = [401, 200]
+        self.successResultOf(self.send(idempotency_key="k"))
+        self.assertEqual(self.house.token.refusals, ["t0"])
+        self.assertEqual([call.token for call in self.http.calls], ["t0", "t1"])
+        self.assertEqual({call.headers["Idempotency-Key"] for call in self.http.calls}, {"k"})
+
+    def test_refused_twice(self) -> None:
+        """The second 401 is the answer, even after another error between the two: no loop."""
+        self.http.script = [401, 401]
+        self.assertEqual(self.error(self.send(attempts=100), HTTPStatusError).status, 401)
+        self.assertEqual(len(self.http.calls), 2)
+        self.http.calls.clear()
+        self.http.script = [401, 503, 401, 200]
+        waiting = self.send(attempts=100)
+        pass_time(self.clock, 60)
+        self.assertEqual(self.error(waiting, HTTPStatusError).status, 401)
+        self.assertEqual(len(self.http.calls), 3)
+
+    def test_no_token(self) -> None:
+        """Without a token nothing is sent, and the breaker is free again."""
+        self.house.token.outcome = TokenError("no file")
+        self.error(self.send(), TokenError)
+        self.assertEqual(self.http.calls, [])
+        self.assertTrue(self.house.breaker.try_acquire())
+
+    def test_a_provider_with_a_defect(self) -> None:
+        """Whatever else a provider fails with, or raises, is a TokenError: callers know how to live with that."""
+
+        def defect() -> None:
+            raise ZeroDivisionError("secret")
+
+        for outcome in (ZeroDivisionError("secret"), defect):
+            self.house.token.outcome = outcome
+            error = self.error(self.send(), TokenError)
+            self.assertIn("ZeroDivisionError", error.fact)
+            self.assertNotIn("secret", str(error))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_no_hot_loop(self) -> None:
+        """However long the backend refuses every token, a request costs two exchanges."""
+        self.http.default = 401
+        for _ in range(10):
+            self.http.calls.clear()
+            self.error(self.send(), HTTPStatusError)
+            self.assertEqual(len(self.http.calls), 2)
+
+
+class DeadlineTests(_RequestTests):
+    """One deadline over everything."""
+
+    def test_limits_the_exchange(self) -> None:
+        """The exchange gets what is left, and its own timeout at most."""
+        self.send(deadline=5)
+        self.send(deadline=500)
+        self.assertEqual([call.timeout for call in self.http.calls], [5, 30])
+
+    def test_hanging(self) -> None:
+        """An exchange that hangs ends with the deadline, which says that the request may have arrived."""
+        self.http.default = HANG
+        waiting = self.send(deadline=5)
+        pass_time(self.clock, 4.9)
+        self.assertNoResult(waiting)
+        pass_time(self.clock, 0.1)
+        self.assertTrue(self.error(waiting, DeadlineExceeded).may_have_arrived)
+
+    def test_covers_the_waits(self) -> None:
+        """A wait that the deadline would cut is not waited; the error names the last one and whether it arrived."""
+        self.http.script = [answer(503, {"retry-after": "20"})]
+        error = self.error(self.send(deadline=10), DeadlineExceeded)
+        self.assertTrue(error.may_have_arrived)
+        self.assertIn("HTTP 503", error.fact)
+        self.http.script = [ConnectFailed("no")] * 100
+        waiting = self.send(deadline=1, attempts=100)
+        pass_time(self.clock, 1)
+        self.assertFalse(self.error(waiting, DeadlineExceeded).may_have_arrived)
+
+    def test_over_before_it_began(self) -> None:
+        """With no time at all nothing is sent, and nothing may have arrived."""
+        self.assertFalse(self.error(self.send(deadline=0), DeadlineExceeded).may_have_arrived)
+        self.assertEqual(self.http.calls, [])
+
+    def test_over_after_a_wait(self) -> None:
+        """A reactor that comes back late from the wait finds the deadline over; the probe's permit is not lost."""
+        self.build(breaker=config.Breaker(failures=1, open_for=1.0))
+        self.http.script = [503]
+        waiting = self.send(deadline=30)
+        self.clock.advance(100)
+        self.assertTrue(self.error(waiting, DeadlineExceeded).may_have_arrived)
+        self.assertEqual(len(self.http.calls), 1)
+        self.assertTrue(self.house.breaker.try_acquire())
+
+
+class CancellationTests(_RequestTests):
+    """Giving up."""
+
+    def released(self) -> list[int]:
+        """Count the calls of the breaker's ``released``."""
+        calls: list[int] = []
+        real = self.house.breaker.released
+        self.patch(self.house.breaker, "released", lambda: (calls.append(1), real())[1])
+        return calls
+
+    def test_exchange(self) -> None:
+        """Cancelling aborts the exchange and gives the permit back, once."""
+        released = self.released()
+        self.http.default = HANG
+        waiting = self.send()
+        waiting.cancel()
+        self.error(waiting, CancelledError)
+        self.assertEqual((self.http.cancelled, released), (1, [1]))
+
+    def test_token(self) -> None:
+        """Cancelling while the token is awaited cancels that, and gives the permit back, once."""
+        released = self.released()
+        pending: Deferred[str] = Deferred()
+        self.house.token.outcome = pending
+        waiting = self.send()
+        waiting.cancel()
+        self.error(waiting, CancelledError)
+        self.assertTrue(pending.called)
+        self.assertEqual((self.http.calls, released), ([], [1]))
+
+    def test_wait(self) -> None:
+        """Cancelling between two attempts stops the waiting; there is no permit to give back."""
+        released = self.released()
+        self.http.default = 503
+        waiting = self.send()
+        waiting.cancel()
+        self.error(waiting, CancelledError)
+        pass_time(self.clock, 60)
+        self.assertEqual((len(self.http.calls), released), (1, []))
+
+    def test_probe(self) -> None:
+        """A cancelled probe lets the next one through at once."""
+        self.house.trip("one")
+        pass_time(self.clock, 20)
+        self.http.default = HANG
+        waiting = self.send()
+        self.assertEqual(self.house.breaker.state, "half_open")
+        waiting.cancel()
+        self.error(waiting, CancelledError)
+        self.assertTrue(self.house.breaker.try_acquire())
+
+
+class BreakerTests(_RequestTests):
+    """Backends that are left alone."""
+
+    def test_next_backend(self) -> None:
+        """While the first is left alone the second takes the request."""
+        self.build("one", "two")
+        self.house.trip("one")
+        self.successResultOf(self.send())
+        self.assertEqual([len(http.calls) for http in self.house.http.values()], [0, 1])
+
+    def test_within_one_request(self) -> None:
+        """A request whose first attempts open the breaker goes to the next backend with its later ones."""
+        self.build("one", "two", breaker=config.Breaker(failures=2))
+        self.http.default = 503
+        waiting = self.send(idempotency_key="k")
+        pass_time(self.clock, 60)
+        self.successResultOf(waiting)
+        self.assertEqual([len(http.calls) for http in self.house.http.values()], [2, 1])
+        self.assertEqual(self.house.http["two"].calls[0].headers["Idempotency-Key"], "k")
+
+    def test_all_open(self) -> None:
+        """When all are left alone the next attempt waits for the next probe; nothing is sent before."""
+        self.house.trip("one")
+        opens = self.clock.seconds() + self.house.breaker.retry_in()
+        waiting = self.send()
+        pass_time(self.clock, 60)
+        self.successResultOf(waiting)
+        self.assertTrue(opens <= self.http.calls[0].at <= opens + 1)
+
+    def test_all_open_last_attempt(self) -> None:
+        """With a single attempt, or without the time for it, the request fails at once."""
+        self.house.trip("one")
+        error = self.error(self.send(attempts=1), BreakerOpen)
+        self.assertEqual(error.retry_in, self.house.breaker.retry_in())
+        self.assertFalse(self.error(self.send(deadline=3), DeadlineExceeded).may_have_arrived)
+        self.assertEqual(self.http.calls, [])
+
+    def test_refusals_of_the_breaker_need_no_budget(self) -> None:
+        """Waiting for the breaker costs the backend nothing, and is allowed when retries are not."""
+        self.build(breaker=config.Breaker(failures=10, open_for=5.0))
+        self.http.default = 503
+        for _ in range(10):
+            self.send(attempts=1).addErrback(lambda failure: None)
+        self.assertEqual(self.house.breaker.state, "open")
+        self.http.default = 200
+        waiting = self.send()
+        pass_time(self.clock, 10)
+        self.successResultOf(waiting)
+
+
+OUTCOMES = st.sampled_from(
+    [200, 204, 302, 400, 401, 404, 429, 500, 503, HTML, HANG, ConnectFailed("x"), PeerViolation("x"), TokenError("x")]
+)
+
+
+class PermitTests(SynchronousTestCase):
+    """No path of a request keeps a breaker's permit."""
+
+    @given(
+        script=st.lists(OUTCOMES, max_size=8),
+        deadline=st.sampled_from([None, 0.0, 3.0, 40.0]),
+        cancel_at=st.sampled_from([None, 0.0, 1.0, 35.0]),
+        late=st.booleans(),
+        tripped=st.booleans(),
+        no_token=st.booleans(),
+    )
+    @settings(deadline=None, max_examples=150, database=None)
+    def test_permits_never_leak(
+        self,
+        script: list[Any],
+        deadline: float | None,
+        cancel_at: float | None,
+        late: bool,
+        tripped: bool,
+        no_token: bool,
+    ) -> None:
+        """Whatever the outcomes, deadlines and cancellations: after the request a probe can be had in due time."""
+        house = House(breaker=config.Breaker(failures=2, open_for=5.0))
+        house.http["one"].script = list(script)
+        if tripped:
+            house.trip("one")
+            pass_time(house.clock, 5.5)
+        if no_token:
+            house.token.outcome = TokenError("none")
+        waiting = house.requests.send("POST", "/x", deadline=deadline, check=not_html)
+        ended: list[object] = []
+        waiting.addBoth(ended.append)
+        if cancel_at is not None:
+            pass_time(house.clock, cancel_at)
+            waiting.cancel()
+        if late:
+            house.clock.pump([50.0] * 20)
+        else:
+            pass_time(house.clock, 1000)
+        assert ended
+        assert house.clock.getDelayedCalls() == []
+        pass_time(house.clock, 10)
+        assert house.breaker.try_acquire()
