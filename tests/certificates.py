@@ -219,8 +219,6 @@ def _builder(
     )
 
 
-def _with_names(
-    builder: x509.CertificateBuilder, names: Sequence[str], ips: Sequence[str]
-) -> x509.CertificateBuilder:
+def _with_names(builder: x509.CertificateBuilder, names: Sequence[str], ips: Sequence[str]) -> x509.CertificateBuilder:
     general = [*(x509.DNSName(name) for name in names), *(x509.IPAddress(ip_address(ip)) for ip in ips)]
     return builder.add_extension(x509.SubjectAlternativeName(general), critical=False) if general else builder

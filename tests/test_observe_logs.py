@@ -338,8 +338,14 @@ class PropertyTests(SynchronousTestCase):
         piece = st.one_of(st.text(max_size=10), st.just(secret))
         texts = st.lists(piece, max_size=4).map("".join)
         values = st.one_of(
-            texts, texts.map(Shown), texts.map(lambda text: [text, {text: 1}]), texts.map(str.encode), st.floats(),
-            st.integers(), st.none(), texts.map(failed),
+            texts,
+            texts.map(Shown),
+            texts.map(lambda text: [text, {text: 1}]),
+            texts.map(str.encode),
+            st.floats(),
+            st.integers(),
+            st.none(),
+            texts.map(failed),
         )
         fields = data.draw(st.dictionaries(st.one_of(names, texts), values, max_size=6))
         if data.draw(st.booleans()):

@@ -30,7 +30,7 @@ class RememberedSecretTests(SynchronousTestCase):
     def test_spellings(self) -> None:
         """A secret is found in a repr, in JSON and percent-encoded in a URL, too."""
         redact = Redactor()
-        secret = 'pa"ss\\wo\'rd+é/=='
+        secret = "pa\"ss\\wo'rd+é/=="
         redact.secret(secret)
         for spelled in (repr({"k": secret}), json.dumps([secret]), "v=" + quote(secret, safe="")):
             self.assertIn(MARK, redact(spelled))
@@ -192,8 +192,18 @@ class FormTests(SynchronousTestCase):
         """No text that a peer could think of makes redaction take more than linear time."""
         redact = Redactor()
         for piece in (
-            "bearer ", "token", "authorization: ", 'password="', "://a:", 'token\\"=', "authorization:          ",
-            "password='\\", "authorization: digest ", "secret=", "key\\\"", "authorization: bearer ",
+            "bearer ",
+            "token",
+            "authorization: ",
+            'password="',
+            "://a:",
+            'token\\"=',
+            "authorization:          ",
+            "password='\\",
+            "authorization: digest ",
+            "secret=",
+            'key\\"',
+            "authorization: bearer ",
         ):
             started = time.process_time()
             redact(piece * (200_000 // len(piece)))

@@ -174,8 +174,10 @@ class LifeTests(OnDisk):
         self.tamper("UPDATE command SET body = ? WHERE key = ?", b"y", keys[4])
         self.tamper("UPDATE command SET digest = CAST(x'ff' AS TEXT) WHERE key = ?", keys[3])
         opened = await spool.open()
-        self.assertEqual([(each.id, each.offered, each.body) for each in opened.interrupted],
-                         [("c2", True, b"x"), ("c3", False, b""), ("c4", False, b"")])
+        self.assertEqual(
+            [(each.id, each.offered, each.body) for each in opened.interrupted],
+            [("c2", True, b"x"), ("c3", False, b""), ("c4", False, b"")],
+        )
         self.assertEqual([each.id for each in opened.waiting], ["c1"])
         self.assertEqual(spool.inbox.open_count, 4)
         duplicate = await spool.inbox.accept(id="c0", digest="d", body=b"x")

@@ -24,9 +24,7 @@ class World:
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
         self.clock.advance(1000)
-        self.spool = Spool(
-            config.Spool(durability="memory", **options), reactor=self.clock, wall=self.clock.seconds
-        )
+        self.spool = Spool(config.Spool(durability="memory", **options), reactor=self.clock, wall=self.clock.seconds)
         self.outbox = self.spool.outbox
         self.inbox = self.spool.inbox
         self.events = self.outbox.reader(Lane.EVENT)
@@ -264,8 +262,9 @@ class OutboxTests(SynchronousTestCase):
             world.get(world.outbox.bury(world.get(world.event(f"e{n}")), "rejected: 422"))
             world.clock.advance(1)
         (loss,) = losses = world.get(world.outbox.losses())
-        self.assertEqual((loss.reason, loss.kind, loss.count, loss.first_at, loss.last_at),
-                         ("rejected", "note", 3, 1000.0, 1002.0))
+        self.assertEqual(
+            (loss.reason, loss.kind, loss.count, loss.first_at, loss.last_at), ("rejected", "note", 3, 1000.0, 1002.0)
+        )
         world.get(world.outbox.bury(world.get(world.event("late")), "rejected"))
         world.get(world.outbox.forget_losses(losses))
         self.assertEqual([loss.count for loss in world.get(world.outbox.losses())], [1])
@@ -600,5 +599,3 @@ class ModelTests(SynchronousTestCase):
             suppress_health_check=list(HealthCheck),
         )
         case("runTest").debug()
-
-

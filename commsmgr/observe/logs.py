@@ -60,9 +60,7 @@ def make_observer(
 
 @implementer(ILogObserver)
 class _LineObserver:
-    def __init__(
-        self, stream: TextIO, render: Callable[[_Record], str], lowest: _Level, redactor: Redactor
-    ) -> None:
+    def __init__(self, stream: TextIO, render: Callable[[_Record], str], lowest: _Level, redactor: Redactor) -> None:
         self._stream = stream
         self._render = render
         self._lowest = lowest

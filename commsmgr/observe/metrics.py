@@ -32,8 +32,20 @@ from commsmgr.status import QueueStatus
 
 _KINDS = frozenset(
     (
-        "heartbeat", "inventory", "result", "command", "push",
-        "register", "registration_ack", "command_result", "ping", "pong", "ack", "nack", "goaway", "settings",
+        "heartbeat",
+        "inventory",
+        "result",
+        "command",
+        "push",
+        "register",
+        "registration_ack",
+        "command_result",
+        "ping",
+        "pong",
+        "ack",
+        "nack",
+        "goaway",
+        "settings",
     )
 )
 _ROUTES = frozenset(("/heartbeat", "/inventory", "/commands/result"))
@@ -110,22 +122,26 @@ class Metrics:
         self._receipts: dict[str, float] = {}
         counter, gauge = CounterMetricFamily, GaugeMetricFamily
         self._connected = Family(gauge, "connected", "1 while registered with the backend over WebSocket.", "backend")
-        self._connections = Family(
-            counter, "connections_total", "WebSocket registrations.", "backend", "dialect"
-        )
+        self._connections = Family(counter, "connections_total", "WebSocket registrations.", "backend", "dialect")
         self._reconnects = Family(
             counter, "reconnects_total", "Connections or attempts that ended unasked, by cause.", "backend", "reason"
         )
         self._messages = Family(
-            counter, "messages_total", "Messages by kind, in or out, and what became of them.",
-            "kind", "direction", "outcome",
+            counter,
+            "messages_total",
+            "Messages by kind, in or out, and what became of them.",
+            "kind",
+            "direction",
+            "outcome",
         )
         self._bytes = Family(counter, "bytes_total", "Bytes of message bodies.", "direction", "transport")
         self._dropped = Family(counter, "dropped_total", "Messages given up, by reason.", "reason")
         self._invalid = Family(counter, "invalid_messages_total", "Messages from backends not understood.", "reason")
         self._breaker = Family(gauge, "breaker_state", "0 closed, 1 half-open, 2 open.", "backend")
         self._since_receipt = Family(
-            gauge, "seconds_since_receipt", "Since the backend last proved that it takes what is sent; +Inf: never.",
+            gauge,
+            "seconds_since_receipt",
+            "Since the backend last proved that it takes what is sent; +Inf: never.",
             "backend",
         )
         self._token = Family(gauge, "token_expiry_timestamp_seconds", "When the bearer token expires, if it says so.")
@@ -139,8 +155,18 @@ class Metrics:
             "command_seconds", "Commands, from being offered to their result.", _COMMAND_BUCKETS, "status"
         )
         self._plain = (
-            self._connected, self._connections, self._reconnects, self._messages, self._bytes, self._dropped,
-            self._invalid, self._breaker, self._token, self._certificate, self._requests, self._commands,
+            self._connected,
+            self._connections,
+            self._reconnects,
+            self._messages,
+            self._bytes,
+            self._dropped,
+            self._invalid,
+            self._breaker,
+            self._token,
+            self._certificate,
+            self._requests,
+            self._commands,
         )
         try:
             registry.register(self)

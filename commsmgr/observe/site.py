@@ -216,9 +216,7 @@ class StatusSite(Service):
 
     log = Logger()
 
-    def __init__(
-        self, listen: str, *, reactor: Any, registry: CollectorRegistry, status: Callable[[], Status]
-    ) -> None:
+    def __init__(self, listen: str, *, reactor: Any, registry: CollectorRegistry, status: Callable[[], Status]) -> None:
         try:
             host, self._wanted = listen_address(listen)
             self._interface = "127.0.0.1" if host == "localhost" else str(ip_address(host))

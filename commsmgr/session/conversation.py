@@ -112,9 +112,7 @@ class Invalid(Struct, frozen=True, tag=True):
     detail: str
 
 
-Event: TypeAlias = (
-    Registered | CommandArrived | Acked | Nacked | GoingAway | SettingsArrived | Reply | Pushed | Invalid
-)
+Event: TypeAlias = Registered | CommandArrived | Acked | Nacked | GoingAway | SettingsArrived | Reply | Pushed | Invalid
 
 
 class State(Enum):

@@ -198,9 +198,7 @@ def decode_old_result(payload: bytes) -> ResultBody | None:
     if old.output is UNSET and old.error is UNSET:
         return None
     output, error = old.output or "", old.error or ""
-    return ResultBody(
-        id=old.id, command_id=old.id, status="error" if error else "success", output=output, error=error
-    )
+    return ResultBody(id=old.id, command_id=old.id, status="error" if error else "success", output=output, error=error)
 
 
 _encoder = msgspec.json.Encoder()

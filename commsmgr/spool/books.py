@@ -219,9 +219,7 @@ class Books:
 
     def bury(self, seq: int, reason: str, now: float) -> list[Gone]:
         """Make a dead letter of an entry, and of nothing when it is not there any more."""
-        found = self.db.execute(
-            "SELECT kind, length(body), accepted_at FROM entry WHERE seq = ?", (seq,)
-        ).fetchone()
+        found = self.db.execute("SELECT kind, length(body), accepted_at FROM entry WHERE seq = ?", (seq,)).fetchone()
         if found is None:
             return []
         kind, size = str(found[0]), int(found[1])

@@ -102,9 +102,7 @@ class Inbox:
             return fail(refusal)
         now = float(self._wall())
         expires_at = None if ttl is None else now + ttl
-        return self._store.submit(
-            _Complete(self._outbox, key, command_id, status, result_id, body, now, expires_at)
-        )
+        return self._store.submit(_Complete(self._outbox, key, command_id, status, result_id, body, now, expires_at))
 
     def forget_finished(self) -> Deferred[int]:
         """

@@ -171,11 +171,7 @@ class Store:
             drained.callback(None)
 
     def _to_be_repeated(self, result: Any) -> bool:
-        return (
-            self._state is _State.OPEN
-            and isinstance(result, Failure)
-            and isinstance(result.value, SpoolWriteFailed)
-        )
+        return self._state is _State.OPEN and isinstance(result, Failure) and isinstance(result.value, SpoolWriteFailed)
 
     def _try_again(self) -> None:
         self._retry = None
