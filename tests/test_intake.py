@@ -1,0 +1,261 @@
+"""Commands in: stored, then acknowledged, then offered, and never more than there is room for."""
+
+from __future__ import annotations
+
+import msgspec
+from twisted.internet.defer import Deferred, fail
+from twisted.trial.unittest import SynchronousTestCase
+
+from commsmgr.errors import SpoolWriteFailed
+from commsmgr.messages import CommandData
+from commsmgr.spool import Duplicate, Opened, StoredCommand
+from tests.command_kit import CommandWorld, Source, arrived
+
+
+class Order(SynchronousTestCase):
+    """The order is the promise."""
+
+    def setUp(self) -> None:
+        self.world = CommandWorld()
+        self.source = Source()
+
+    def test_stored_then_acknowledged_then_offered(self) -> None:
+        """Neither the backend nor the agent hears of a command before its commit, the agent not before its mark."""
+        world = self.world
+        order: list[str] = []
+        store = world.spool.inbox.offered
+        self.patch(self.source, "acknowledge", lambda id: order.append(f"acked {id}, {world.spool.inbox.open_count}"))
+        self.patch(
+            world.channel, "_mark_offered", lambda keys: store(keys).addCallback(lambda _: order.append("marked"))
+        )
+        offered = world.channel.get()
+        offered.addCallback(lambda command: order.append("seen") or command)
+        world.intake.arrived(self.source, arrived("c", args=["a"], options={"x": [1]}))
+        self.assertEqual((order, world.spool.inbox.open_count), ([], 0))
+        world.run()
+        self.assertEqual(order, ["acked c, 1", "marked", "seen"])
+        command = self.successResultOf(offered)
+        self.assertEqual((command.id, command.type, command.args, command.options), ("c", "run", ("a",), {"x": [1]}))
+        self.assertFalse(command.redelivered)
+        ((stored, whole),) = world.get(world.spool.inbox.unfinished())
+        self.assertEqual((stored.key, stored.offered, whole), (command.key, True, True))
+        self.assertEqual(world.counted("command", "accepted"), 1)
+
+    def test_acknowledged_before_it_is_in_the_channel(self) -> None:
+        """The acknowledgement goes out although the agent's mark fails afterwards; the command is not lost."""
+        world = self.world
+        waiting = world.channel.get()
+        marks: list[Deferred[None]] = []
+        self.patch(world.channel, "_mark_offered", lambda keys: marks.append(Deferred()) or marks[-1])
+        world.intake.arrived(self.source, arrived("c"))
+        world.run()
+        self.assertEqual(self.source.acked, ["c"])
+        marks[0].errback(SpoolWriteFailed())
+        self.failureResultOf(waiting, SpoolWriteFailed)
+        self.assertEqual(len(world.channel), 1)
+
+    def test_not_stored(self) -> None:
+        """What could not be stored is neither acknowledged nor offered; the backend is told to send it again."""
+        self.patch(self.world.spool.inbox, "accept", lambda **_: fail(SpoolWriteFailed()))
+        self.world.intake.arrived(self.source, arrived("c"))
+        self.world.run()
+        self.assertEqual((self.source.acked, len(self.world.channel)), ([], 0))
+        self.assertEqual(self.source.refused, [("c", "busy", 5.0)])
+        self.assertEqual(self.world.counted("command", "refused"), 1)
+
+    def test_known_cannot_be_asked(self) -> None:
+        """When the spool answers nothing at all the command is refused."""
+        self.world.get(self.world.spool.close())
+        self.world.intake.arrived(self.source, arrived("c"))
+        self.assertEqual([id for id, _, _ in self.source.refused], ["c"])
+
+    def test_duplicate_whose_storing_fails(self) -> None:
+        """On a failing disk a command that is known already is still a duplicate."""
+        self.world.intake.arrived(self.source, arrived("c"))
+        self.world.run()
+        self.patch(self.world.spool.inbox, "accept", lambda **_: fail(SpoolWriteFailed()))
+        self.world.intake.arrived(self.source, arrived("c"))
+        self.world.run()
+        self.assertEqual((self.source.acked, self.source.refused), (["c", "c"], []))
+
+    def test_timeouts_are_bounded(self) -> None:
+        """A command that names no timeout gets the default one, a longer one than allowed is cut."""
+        world = CommandWorld(default_timeout=7.0, max_timeout=50.0)
+        for id, timeout in (("none", 0.0), ("own", 20.0), ("long", 60.0)):
+            world.intake.arrived(self.source, arrived(id, timeout=timeout))
+        world.run()
+        timeouts = [world.get(world.channel.get()).timeout for _ in range(3)]
+        self.assertEqual(timeouts, [7.0, 20.0, 50.0])
+
+
+class Duplicates(SynchronousTestCase):
+    """A command that comes again is acknowledged and not offered again."""
+
+    def setUp(self) -> None:
+        self.world = CommandWorld(spool={"max_bytes": 4096})
+        self.source = Source()
+
+    def take(self, id: str) -> int:
+        self.world.intake.arrived(self.source, arrived(id))
+        key: int = self.world.get(self.world.channel.get()).key
+        return key
+
+    def test_unfinished(self) -> None:
+        """One that runs is acknowledged; nothing else happens."""
+        self.take("c")
+        self.world.intake.arrived(self.source, arrived("c"))
+        self.world.run()
+        self.assertEqual((self.source.acked, len(self.world.channel), self.world.said), (["c", "c"], 0, []))
+        self.assertEqual(self.world.counted("command", "duplicate"), 1)
+
+    def test_finished(self) -> None:
+        """Of a finished one the original result is sent again."""
+        seq = self.world.complete(self.take("c"), "c")
+        self.world.get(self.world.spool.outbox.forget([seq]))
+        self.world.sent()
+        self.world.intake.arrived(self.source, arrived("c"))
+        self.world.run()
+        self.assertEqual((self.source.acked, self.world.sent(), self.world.said), (["c", "c"], ["r-c"], []))
+
+    def _forgotten(self, status: str) -> None:
+        seq = self.world.complete(self.take("old"), "old", b"x" * 900, status)
+        self.world.get(self.world.spool.outbox.forget([seq]))
+        self.world.complete(self.take("new"), "new", b"x" * 900)
+        self.world.intake.arrived(self.source, arrived("old"))
+        self.world.run()
+
+    def test_result_not_kept(self) -> None:
+        """When the original is no longer remembered, the backend gets a short one with the stored status."""
+        self._forgotten("success")
+        (short,) = self.world.said
+        self.assertEqual((short.command_id, short.status, short.output, short.exit_code), ("old", "success", "", 0))
+        self.assertIn("no longer kept", short.error)
+        self.assertEqual((self.source.acked[-1], self.world.reported), ("old", []))
+
+    def test_result_of_a_failure_not_kept(self) -> None:
+        """The short result of a command that failed has no exit code of success."""
+        self._forgotten("timeout")
+        (short,) = self.world.said
+        self.assertEqual((short.status, short.exit_code), ("timeout", 1))
+
+    def test_inbox_known(self) -> None:
+        """Asking the inbox stores nothing, and tells unknown, unfinished and finished ones apart."""
+        inbox = self.world.spool.inbox
+        self.assertIsNone(self.world.get(inbox.known("c", "")))
+        self.assertEqual(inbox.open_count, 0)
+        key = self.take("c")
+        self.assertEqual(self.world.get(inbox.known("c", "")), Duplicate(key, False))
+        self.assertIsNone(self.world.get(inbox.known("c", "other content")))
+        seq = self.world.complete(key, "c")
+        self.world.get(self.world.spool.outbox.forget([seq]))
+        self.world.sent()
+        self.assertEqual(self.world.get(inbox.known("c", "")), Duplicate(key, True, "success", "r-c"))
+        self.assertEqual(self.world.sent(), ["r-c"])
+
+
+class Room(SynchronousTestCase):
+    """No more commands than the spool could store results for."""
+
+    def test_burst_in_one_turn(self) -> None:
+        """Commands that are still being committed count: a burst does not overshoot commands.max_pending."""
+        world, source = CommandWorld(max_pending=3), Source()
+        for number in range(5):
+            world.intake.arrived(source, arrived(f"c{number}"))
+        world.run()
+        self.assertEqual(source.acked, ["c0", "c1", "c2"])
+        self.assertEqual(source.refused, [("c3", "busy", 5.0), ("c4", "busy", 5.0)])
+        self.assertEqual(world.spool.inbox.open_count, 3)
+
+    def test_room_comes_back(self) -> None:
+        """A result makes room for the next command; a failed accept takes none."""
+        world, source = CommandWorld(max_pending=1), Source()
+        inbox, accept = world.spool.inbox, world.spool.inbox.accept
+        self.patch(inbox, "accept", lambda **_: fail(SpoolWriteFailed()))
+        world.intake.arrived(source, arrived("failed"))
+        world.run()
+        self.patch(inbox, "accept", accept)
+        world.intake.arrived(source, arrived("first"))
+        key = world.get(world.channel.get()).key
+        world.intake.arrived(source, arrived("second"))
+        world.run()
+        world.complete(key, "first")
+        world.intake.arrived(source, arrived("third"))
+        world.run()
+        self.assertEqual(source.acked, ["first", "third"])
+
+    def test_event_bounds(self) -> None:
+        """It stops at four fifths of the events, those that open commands will become included."""
+        world, source = CommandWorld(spool={"max_events": 10}), Source()
+        for number in range(4):
+            world.intake.arrived(source, arrived(f"a{number}"))
+            world.complete(world.get(world.channel.get()).key, f"a{number}")
+        for number in range(5):
+            world.intake.arrived(source, arrived(f"b{number}"))
+            world.run()
+        self.assertEqual([id for id, _, _ in source.refused], ["b4"])
+
+    def test_byte_bounds(self) -> None:
+        """It stops at four fifths of the bytes of events."""
+        world, source = CommandWorld(spool={"max_bytes": 1024}), Source()
+        world.intake.arrived(source, arrived("a"))
+        world.complete(world.get(world.channel.get()).key, "a", b"x" * 820)
+        world.intake.arrived(source, arrived("b"))
+        world.run()
+        self.assertEqual([id for id, _, _ in source.refused], ["b"])
+
+    def test_a_duplicate_needs_no_room(self) -> None:
+        """A command that is known is acknowledged, room or no room."""
+        for can_refuse in (True, False):
+            world, source = CommandWorld(max_pending=1), Source(can_refuse=can_refuse)
+            for _ in range(2):
+                world.intake.arrived(source, arrived("c"))
+                world.run()
+            self.assertEqual((source.acked, source.refused, world.said), (["c", "c"], [], []))
+
+    def test_plain_backend(self) -> None:
+        """A dialect without a word of refusal gets a result, which closes no command of the same id."""
+        world, source = CommandWorld(max_pending=1), Source(can_refuse=False)
+        world.intake.arrived(source, arrived("same", "one"))
+        world.run()
+        world.intake.arrived(source, arrived("same", "two"))
+        world.run()
+        (result,) = world.said
+        self.assertEqual((result.command_id, result.status, result.key), ("same", "rejected", None))
+        self.assertEqual((world.reported, world.spool.inbox.open_count), ([], 1))
+
+
+def stored(key: int, body: bytes | None = None, type: str = "run") -> StoredCommand:
+    """Return a command as it is found at the start."""
+    body = msgspec.json.encode(CommandData(type=type)) if body is None else body
+    return StoredCommand(key, f"c{key}", "", body, True, 1.0)
+
+
+class Recovery(SynchronousTestCase):
+    """What the last process left open is settled at the start."""
+
+    def setUp(self) -> None:
+        self.world = CommandWorld(safe_to_repeat=("again",))
+
+    def recover(self, interrupted: list[StoredCommand], waiting: list[StoredCommand]) -> None:
+        self.world.intake.recover(Opened(None, tuple(interrupted), tuple(waiting)))
+
+    def test_interrupted(self) -> None:
+        """One that the agent may have begun is reported as interrupted, under its key, and not offered."""
+        self.recover([stored(5)], [])
+        (result,) = self.world.reported
+        self.assertEqual((result.command_id, result.key, result.status), ("c5", 5, "interrupted"))
+        self.assertEqual((len(self.world.channel), self.world.said), (0, []))
+
+    def test_safe_to_repeat(self) -> None:
+        """A type that is safe to repeat is offered again and says so; what was never offered says nothing."""
+        self.recover([stored(5, type="again")], [stored(6)])
+        commands = [self.world.get(self.world.channel.get()) for _ in range(2)]
+        self.assertEqual([(c.key, c.redelivered) for c in commands], [(5, True), (6, False)])
+        self.assertEqual(self.world.reported, [])
+
+    def test_damaged(self) -> None:
+        """Of a damaged row nothing but its id is left: it is reported, even if commands without type may be repeated."""
+        self.world = CommandWorld(safe_to_repeat=("",))
+        self.recover([stored(5, b"")], [])
+        self.assertEqual([result.status for result in self.world.reported], ["interrupted"])
+        self.assertEqual(len(self.world.channel), 0)
