@@ -18,7 +18,7 @@ class MetricsReference(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return a table."""
-        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 40 12 18 30", ""]
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 36 10 18 36", ""]
         lines += ["   * - Metric", "     - Type", "     - Labels", "     - Meaning"]
         for family in Metrics(CollectorRegistry(), seconds=lambda: 0.0).collect():
             name = f"{family.name}_total" if family.type == "counter" else family.name
