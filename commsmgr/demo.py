@@ -23,7 +23,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from commsmgr import config
+from commsmgr import config, process
 from commsmgr.backend.service import ReferenceBackend
 from commsmgr.errors import CommsError
 from commsmgr.handlers import BuiltinHandler
@@ -157,7 +157,7 @@ class Demo(Service):
     def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
             self._screen.say("demo", f"failed: {failure.getErrorMessage()}")
-            self._reactor.stop()
+            process.fail(self._reactor)
 
 
 def _config(backend: ReferenceBackend, directory: str) -> config.Config:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
+import encodings.idna  # noqa: F401  # needed to look up names, when --uid or --chroot have put Python out of reach
 import os
 import signal
 import sys
 import time
 from random import SystemRandom
-from typing import Any, ClassVar, TextIO, cast
+from typing import Any, ClassVar, NoReturn, TextIO, cast
 
 import msgspec
 from twisted.application.service import MultiService, Service
@@ -16,8 +16,9 @@ from twisted.logger import ILogObserver
 from twisted.python.failure import Failure
 from twisted.python.logfile import LogFile
 from twisted.python.usage import Options as UsageOptions
+from twisted.python.usage import UsageError
 
-from commsmgr import settings
+from commsmgr import process, settings
 from commsmgr.config import Config
 from commsmgr.errors import ConfigError
 from commsmgr.handlers import BuiltinHandler
@@ -34,12 +35,15 @@ class Options(UsageOptions):
     longdesc = (
         "Connects this machine's agent to its backend: heartbeats, inventory, commands in and results out, over "
         "WebSocket and HTTP, with a durable queue while there is no connection. Run like this it answers the built-in "
-        "commands ping, echo, uptime and status; embed commsmgr.Manager in an agent to run others."
+        "commands ping, echo, uptime and status; embed commsmgr.Manager in an agent to run others. Relative paths, in "
+        "the configuration too, begin at the directory that twistd was called in. Exit code 1: a mistake in the "
+        "configuration, or the start failed (the log says why). After SIGTERM or SIGINT all stops in order within "
+        "stop_deadline, and the process ends by that signal."
     )
     optParameters: ClassVar[list[list[Any]]] = [
-        ["config", "c", "", "configuration file (TOML)"],
-        ["log-level", None, "", "debug, info, warn or error; overrides observe.log_level"],
-        ["listen", None, "", "host:port of the status page; overrides observe.listen"],
+        ["config", "c", None, "configuration file (TOML)"],
+        ["log-level", None, None, "debug, info, warn or error; overrides observe.log_level"],
+        ["listen", None, None, "host:port of the status page; overrides observe.listen"],
     ]
     optFlags: ClassVar[list[list[Any]]] = [
         ["check", None, "only check the configuration, say what is wrong, and exit"],
@@ -47,6 +51,13 @@ class Options(UsageOptions):
     ]
 
     config: Config
+
+    def parseOptions(self, options: Any = None) -> None:
+        """Parse the command line; a mistake there is told like one in the configuration."""
+        try:
+            super().parseOptions(options)
+        except UsageError as error:
+            _refuse(f"{error}; twistd commsmgr --help shows the options")
 
     def opt_version(self) -> None:
         """Show the version and exit."""
@@ -64,7 +75,7 @@ class Options(UsageOptions):
         if not self["config"]:
             _refuse("which configuration? Give --config FILE, or --demo to look around")
         try:
-            self.config = self._overridden(settings.load(self["config"], os.environ))
+            self.config = _anchored(self._overridden(settings.load(self["config"], os.environ)))
         except ConfigError as error:
             _refuse(str(error))
         if self["check"]:
@@ -82,7 +93,26 @@ class Options(UsageOptions):
         return settings.check(msgspec.structs.replace(config, observe=observe), source="command line")
 
 
-def _refuse(why: str) -> None:
+def _anchored(config: Config) -> Config:
+    """
+    Make the paths absolute: the files just checked are to be the files used later, whatever ``--rundir`` says.
+
+    ``~`` is no more than a character here, as it is in every other path that a service is given.
+    """
+
+    def absolute(section: Any, *names: str) -> Any:
+        paths = {name: os.path.abspath(getattr(section, name)) for name in names if getattr(section, name)}
+        return msgspec.structs.replace(section, **paths)
+
+    return msgspec.structs.replace(
+        config,
+        auth=absolute(config.auth, "token_file"),
+        tls=absolute(config.tls, "ca_file", "certificate", "key"),
+        spool=absolute(config.spool, "path"),
+    )
+
+
+def _refuse(why: str) -> NoReturn:
     """End with exit code 1 and nothing but the reason: twistd's own way prints all of its help first."""
     sys.stderr.write(f"twistd commsmgr: {why}\n")
     raise SystemExit(1)
@@ -90,14 +120,20 @@ def _refuse(why: str) -> None:
 
 class Root(MultiService):
     """
-    The service at the top: it brings the log's observer along, and ends the process when the manager cannot start.
+    The service at the top: it brings the log's observer along, and sees to the signals.
 
     :param observer: takes the place of twistd's; None leaves that.
     """
 
-    def __init__(self, observer: ILogObserver | None) -> None:
+    def __init__(self, observer: ILogObserver | None, reactor: Any) -> None:
         super().__init__()
         self._observer = observer
+        self._reactor = reactor
+
+    def startService(self) -> None:
+        """Start what is below."""
+        process.stop_once(self._reactor)
+        super().startService()
 
     def setServiceParent(self, parent: Any) -> None:
         """Become a child of twistd's application, which is also where it looks for the observer."""
@@ -117,12 +153,12 @@ def makeService(options: Options) -> Service:
         from commsmgr.demo import make_demo
 
         demo, observer = make_demo(reactor)
-        root = Root(observer)
+        root = Root(observer, reactor)
         demo.setServiceParent(root)
         return root
     config = options.config
     redactor = Redactor(config.observe.redact)
-    root = Root(_observer(options, config, redactor))
+    root = Root(_observer(options, config, redactor, reactor), reactor)
     began = time.monotonic()
     manager = Manager(
         config,
@@ -151,17 +187,21 @@ class Watch(Service):
 
     def _failed(self, failure: Failure) -> None:
         if self.running:
-            # twistd exits with 0 whatever happens after the start; atexit is what remains after its last clean-up.
-            atexit.register(os._exit, 1)
-            self._reactor.stop()
+            process.fail(self._reactor)
 
 
-def _observer(options: Options, config: Config, redactor: Redactor) -> ILogObserver | None:
+def _observer(options: Options, config: Config, redactor: Redactor, reactor: Any) -> ILogObserver | None:
     """
     Return our observer, on the file that twistd would log to; None when twistd was told of another way.
 
     The file is rotated by size, and on SIGUSR1, as twistd does it.
     """
+
+    def renew(*_: object) -> None:
+        # Not in the signal's handler, which may interrupt a line. What another program moved away already is not
+        # rotated, but begun anew.
+        reactor.callFromThread(lambda: file.rotate() if os.path.exists(file.path) else file.reopen())
+
     twistd = options.parent
     if twistd is None or twistd.get("logger") or twistd.get("syslog"):
         return None
@@ -171,6 +211,6 @@ def _observer(options: Options, config: Config, redactor: Redactor) -> ILogObser
         stream = sys.stdout
     else:
         file = LogFile.fromFullPath(name or "twistd.log")
-        signal.signal(signal.SIGUSR1, lambda *_: file.rotate())
+        signal.signal(signal.SIGUSR1, renew)
         stream = cast(TextIO, file)
     return make_observer(stream, format=config.observe.log_format, level=config.observe.log_level, redactor=redactor)

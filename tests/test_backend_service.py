@@ -188,10 +188,10 @@ class TapTests(SynchronousTestCase):
         """The command line becomes a backend."""
         file = Path(self.mktemp())
         file.write_text("s3cret\n")
-        service = makeService(self.parsed("--listen=127.0.0.1:1234", f"--token-file={file}", "--quirks", "--plain"))
-        assert isinstance(service, ReferenceBackend)
+        program = makeService(self.parsed("--listen=127.0.0.1:1234", f"--token-file={file}", "--quirks", "--plain"))
+        backend = program.backend
         self.assertEqual(
-            ("http://127.0.0.1:1234", "s3cret", ("plain",)), (service.url, service.token, service.dialects)
+            ("http://127.0.0.1:1234", "s3cret", ("plain",)), (backend.url, backend.token, backend.dialects)
         )
 
     def test_token_from_environment(self) -> None:

@@ -13,9 +13,13 @@ from random import SystemRandom
 from typing import Any, ClassVar
 
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
+from commsmgr import process
 from commsmgr.backend.service import ReferenceBackend
 from commsmgr.errors import ConfigError
 
@@ -30,16 +34,23 @@ class Options(UsageOptions):
     )
     optParameters: ClassVar[list[list[Any]]] = [
         ["listen", "l", "127.0.0.1:8080", "host:port to listen on; an IPv6 address in brackets"],
-        ["token-env", None, "", "environment variable with the bearer token that agents must show"],
-        ["token-file", None, "", "file with the bearer token that agents must show"],
+        ["token-env", None, None, "environment variable with the bearer token that agents must show"],
+        ["token-file", None, None, "file with the bearer token that agents must show"],
         ["path", "p", ":memory:", "SQLite file for what it received"],
-        ["tls-certificate", None, "", "PEM file with the TLS certificate and its chain"],
-        ["tls-key", None, "", "PEM file with the private key of the certificate"],
+        ["tls-certificate", None, None, "PEM file with the TLS certificate and its chain"],
+        ["tls-key", None, None, "PEM file with the private key of the certificate"],
     ]
     optFlags: ClassVar[list[list[Any]]] = [
         ["quirks", "q", "behave as the worse plain backends do"],
         ["plain", None, "speak only the plain dialect"],
     ]
+
+    def opt_version(self) -> None:
+        """Show the version and exit."""
+        from commsmgr._version import __version__
+
+        print(f"commsmgr {__version__}")
+        raise SystemExit(0)
 
     def postOptions(self) -> None:
         """
@@ -67,7 +78,34 @@ class Options(UsageOptions):
                 raise UsageError(f"--{name}: cannot read {self[name]}")
 
 
-def makeService(options: Options) -> Service:
+class Program(Service):
+    """Runs the backend, and ends the process with exit code 1 when that cannot start."""
+
+    log = Logger()
+
+    def __init__(self, backend: ReferenceBackend, reactor: Any) -> None:
+        self.backend = backend
+        self._reactor = reactor
+
+    def startService(self) -> None:
+        """Start the backend."""
+        super().startService()
+        process.stop_once(self._reactor)
+        self.backend.startService().addErrback(self._failed)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop the backend."""
+        super().stopService()
+        return self.backend.stopService()
+
+    def _failed(self, failure: Failure) -> None:
+        self.log.critical(
+            "the backend could not start: {error}", event="backend.start-failed", error=failure.getErrorMessage()
+        )
+        process.fail(self._reactor)
+
+
+def makeService(options: Options) -> Program:
     """
     Return the backend that ``options`` describe.
 
@@ -76,13 +114,13 @@ def makeService(options: Options) -> Service:
     from twisted.internet import reactor
 
     try:
-        return ReferenceBackend(
+        backend = ReferenceBackend(
             reactor,
             listen=options["listen"],
             token=options["token"],
             path=options["path"],
-            certificate=options["tls-certificate"],
-            key=options["tls-key"],
+            certificate=options["tls-certificate"] or "",
+            key=options["tls-key"] or "",
             dialects=("plain",) if options["plain"] else ("commsmgr.v1", "plain"),
             quirks=bool(options["quirks"]),
             wall=time.time,
@@ -90,3 +128,4 @@ def makeService(options: Options) -> Service:
         )
     except ConfigError as error:
         raise UsageError(str(error)) from None
+    return Program(backend, reactor)

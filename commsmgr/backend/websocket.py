@@ -101,9 +101,7 @@ class AgentSocket(WebSocketServerProtocol):
         for timer in (self._release, self._close_timer):
             if timer is not None and timer.active():
                 timer.cancel()
-        if self.conversation is not None:
-            conversation, self.conversation = self.conversation, None
-            conversation.ended(f"closed with {code}" if wasClean else "lost")
+        self._converse_no_more(f"closed with {code}" if wasClean else "lost")
 
     # -- called by the rest of the backend --------------------------------------------------------------------------
 
@@ -141,8 +139,14 @@ class AgentSocket(WebSocketServerProtocol):
             self._close_timer = self.factory.reactor.callLater(CLOSE_TIMEOUT, self.cut)
 
     def cut(self) -> None:
-        """Cut the connection without a word."""
+        """Cut the connection without a word, and without a look at what has come already: the dead do not read on."""
+        self._converse_no_more("lost")
         self.transport.abortConnection()
+
+    def _converse_no_more(self, note: str) -> None:
+        if self.conversation is not None:
+            conversation, self.conversation = self.conversation, None
+            conversation.ended(note)
 
     def _say_now(self, payload: bytes) -> None:
         if self.state == self.STATE_OPEN:
