@@ -7,6 +7,9 @@ import msgspec
 from commsmgr.errors import InvalidMessage
 from commsmgr.messages import Result, ResultBody
 
+_LARGEST = (1 << 53) - 1
+"""Larger integers are not the same to every reader of JSON (RFC 7493 section 2.2)."""
+
 
 def encode_result(result: Result, *, message_id: str, timestamp: str, limit: int) -> bytes:
     """
@@ -36,14 +39,14 @@ def encode_result(result: Result, *, message_id: str, timestamp: str, limit: int
         )
     except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as error:
         raise InvalidMessage(f"not a result: {error}") from error
+    for name in ("exit_code", "execution_time"):
+        if abs(getattr(body, name)) > _LARGEST:
+            raise InvalidMessage(f"not a result: {name} is out of the range of numbers that every peer can read")
     try:
-        try:
-            encoded = msgspec.json.encode(body)
-        except UnicodeEncodeError:
-            clean = msgspec.structs.replace(body, output=_unicode(body.output), error=_unicode(body.error))
-            encoded = msgspec.json.encode(clean)
-    except OverflowError as error:
-        raise InvalidMessage(f"not a result: {error}") from error
+        encoded = msgspec.json.encode(body)
+    except UnicodeEncodeError:
+        clean = msgspec.structs.replace(body, output=_unicode(body.output), error=_unicode(body.error))
+        encoded = msgspec.json.encode(clean)
     if len(encoded) > limit:
         raise InvalidMessage(f"the result has {len(encoded)} bytes, more than delivery.max_body_bytes = {limit}")
     return encoded

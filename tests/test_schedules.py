@@ -26,9 +26,7 @@ class PeriodicTests(SynchronousTestCase):
         return self.answer.pop(0) if self.answer else succeed(None)
 
     def periodic(self, interval: float = 10.0, jitter: float = 0.0, seed: int = 1) -> Periodic:
-        schedule = Periodic(
-            "beat", self.act, interval=interval, jitter=jitter, clock=self.clock, random=Random(seed)
-        )
+        schedule = Periodic("beat", self.act, interval=interval, jitter=jitter, clock=self.clock, random=Random(seed))
         schedule.start()
         return schedule
 

@@ -1,0 +1,378 @@
+"""Heartbeats and inventories: what is in them, what comes of the answers."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from commsmgr import config
+from commsmgr.errors import ConnectFailed, InvalidMessage, NotRunning, PeerViolation
+from commsmgr.messages import JSONObject, SystemHealth
+from commsmgr.observe.metrics import Metrics
+from commsmgr.reports import Heartbeats, Identity, Inventories
+from commsmgr.session.conversation import CommandArrived
+from commsmgr.spool import Entry, Lane
+from commsmgr.status import QueueStatus
+from tests.command_kit import CommandWorld
+
+IDENTITY = Identity("machine-1", "host", "1.2")
+
+
+def answer(body: bytes = b'{"status":"ok"}', status: int = 200) -> Any:
+    """Return a response as far as anybody here looks at it."""
+    return SimpleNamespace(status=status, body=body, elapsed=0.01, headers={})
+
+
+class Requests:
+    """Sends nothing, and lets the test answer."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = []
+        self.waiting: list[Deferred[Any]] = []
+
+    def send(self, method: str, path: str, *, body: bytes, check: Any, **others: Any) -> Deferred[Any]:
+        self.sent.append((method, path, msgspec.json.decode(body), others))
+        self.waiting.append(Deferred())
+        return self.waiting[-1].addCallback(lambda response: check(response) and response)
+
+
+class Machine:
+    """A machine whose inventory a test sets."""
+
+    def __init__(self) -> None:
+        self.data: Any = {"system": {"hostname": "h"}}
+
+    def inventory(self) -> JSONObject:
+        data: JSONObject = self.data
+        return data
+
+    def health(self) -> SystemHealth:
+        return SystemHealth(cpu_usage_percent=12.5, status="healthy")
+
+
+class HeartbeatTests(SynchronousTestCase):
+    """The pulse."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(50)
+        self.requests = Requests()
+        self.registry = CollectorRegistry()
+        self.commands: list[CommandArrived] = []
+        self.queue = QueueStatus(events=2, event_bytes=30, oldest_event_at=1000.0, outage_budget=77.0)
+        requests: Any = self.requests
+        self.beats = Heartbeats(
+            identity=IDENTITY,
+            machine=Machine(),
+            requests=requests,
+            in_thread=maybeDeferred,
+            seconds=self.clock.seconds,
+            wall=lambda: 1012.5,
+            timestamp=lambda: "now",
+            new_id=lambda: "id-1",
+            queue=lambda: self.queue,
+            activity=lambda: (3, 4),
+            last_inventory=lambda: "earlier",
+            on_command=lambda source, command: self.commands.append(command),
+            metrics=Metrics(self.registry, seconds=self.clock.seconds),
+        )
+
+    def send(self, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self.beats.send(*args, **kwargs))
+
+    def answered(self, body: bytes = b'{"status":"ok"}') -> Any:
+        waiting = self.send()
+        self.requests.waiting[-1].callback(answer(body))
+        return self.successResultOf(waiting)
+
+    def counted(self, outcome: str) -> float:
+        labels = {"kind": "heartbeat", "direction": "out", "outcome": outcome}
+        return self.registry.get_sample_value("commsmgr_messages_total", labels) or 0.0
+
+    def acked(self) -> list[str]:
+        ids: list[str] = self.requests.sent[-1][2]["acked_commands"]
+        return ids
+
+    def test_content(self) -> None:
+        """A heartbeat says who, when, how, and how delivery stands."""
+        self.clock.advance(9.7)
+        waiting = self.send("busy", deadline=4.0)
+        method, path, body, others = self.requests.sent[0]
+        self.assertEqual((method, path, others), ("POST", "/heartbeat", {"idempotency_key": "id-1", "deadline": 4.0}))
+        self.assertEqual(
+            body,
+            {
+                "machine_id": "machine-1", "hostname": "host", "timestamp": "now", "status": "busy",
+                "agent_version": "1.2", "uptime_seconds": 9, "last_inventory": "earlier",
+                "system_health": {
+                    "cpu_usage_percent": 12.5, "memory_usage_percent": 0.0, "disk_usage_percent": 0.0,
+                    "status": "healthy",
+                },
+                "pending_commands": 3, "active_tasks": 4,
+                "delivery": {
+                    "queued_events": 2, "queued_bytes": 30, "oldest_event_seconds": 12.5,
+                    "outage_budget_seconds": 77.0,
+                },
+                "acked_commands": [],
+            },
+        )  # fmt: skip
+        self.requests.waiting[0].callback(answer(b'{"status":"ok","message":"hi"}'))
+        self.assertEqual(self.successResultOf(waiting).message, "hi")
+        self.assertEqual((self.counted("acked"), self.counted("failed")), (1, 0))
+
+    def test_age_of_the_oldest(self) -> None:
+        """Nothing held is no age, and a clock that stepped back gives no negative one."""
+        for at in (None, 2000.0):
+            self.queue = QueueStatus(oldest_event_at=at)
+            self.answered()
+            self.assertEqual(self.requests.sent[-1][2]["delivery"]["oldest_event_seconds"], 0.0)
+
+    def test_confirmed_once(self) -> None:
+        """A command in the inbox is confirmed by the next heartbeat, and not by the one after it."""
+        self.beats.acknowledge("a")
+        self.beats.acknowledge("b")
+        self.answered()
+        self.assertEqual(self.acked(), ["a", "b"])
+        self.answered()
+        self.assertEqual(self.acked(), [])
+
+    def test_confirmed_again_after_a_failure(self) -> None:
+        """A heartbeat that failed or was cancelled may not have arrived: its confirmations go again, in order."""
+        for end in (lambda d: d.errback(ConnectFailed()), lambda d: d.cancel()):
+            self.beats.acknowledge("a")
+            waiting = self.send()
+            self.beats.acknowledge("b")
+            end(self.requests.waiting[-1])
+            self.failureResultOf(waiting, ConnectFailed, CancelledError)
+            self.answered()
+            self.assertEqual(self.acked(), ["a", "b"])
+        self.assertEqual(self.counted("failed"), 2)
+
+    def test_status_that_is_no_text(self) -> None:
+        """What JSON cannot say is refused with a typed error, and loses no confirmation."""
+        self.beats.acknowledge("a")
+        self.failureResultOf(self.send(object()), InvalidMessage)
+        self.answered()
+        self.assertEqual(self.acked(), ["a"])
+
+    def test_commands(self) -> None:
+        """Commands in the answer arrive, each on its own: a malformed one does not take the others with it."""
+        self.answered(
+            b'{"status":"ok","commands":[{"type":"command","id":"c1","data":{"type":"run","args":["x"]}},'
+            b'{"type":"command","id":7,"data":{}},17,{"type":"other"},{"type":"command","id":"c2","data":{}}]}'
+        )
+        self.assertEqual([(c.id, c.digest, c.data.type) for c in self.commands], [("c1", "", "run"), ("c2", "", "")])
+        invalid = self.registry.get_sample_value("commsmgr_invalid_messages_total", {"reason": "heartbeat-command"})
+        self.assertEqual(invalid, 3)
+
+    def test_not_a_backend(self) -> None:
+        """An answer that is no JSON of a backend is a failure, whatever its status says."""
+        for body in (b"<html>hello</html>", b"", b"[]", b'{"status":1}', b'{"status":"\xff"}', b'{"commands":{}}'):
+            self.beats.acknowledge("a")
+            waiting = self.send()
+            self.requests.waiting[-1].callback(answer(body))
+            self.failureResultOf(waiting, PeerViolation)
+            self.answered()
+            self.assertEqual(self.acked(), ["a"])
+
+    def test_refuse(self) -> None:
+        """Not to confirm is to refuse: no result need be sent."""
+        self.assertTrue(self.beats.refuse("c", "busy", "why", 5.0))
+        self.answered()
+        self.assertEqual(self.acked(), [])
+
+
+class InventoryTests(SynchronousTestCase):
+    """The state."""
+
+    def setUp(self) -> None:
+        self.world = CommandWorld()
+        self.machine = Machine()
+        self.now = 1000.0
+        self.number = 0
+        self.inventories = self.make()
+        self.reader = self.world.spool.outbox.reader(Lane.STATE)
+
+    def make(self, **changes: Any) -> Inventories:
+        parameters: dict[str, Any] = {
+            "identity": IDENTITY,
+            "machine": self.machine,
+            "outbox": self.world.spool.outbox,
+            "settings": config.Inventory(resend_after=100.0),
+            "max_body_bytes": 4096,
+            "in_thread": maybeDeferred,
+            "wall": lambda: self.now,
+            "timestamp": lambda: f"t{self.now:g}",
+            "new_id": self.new_id,
+            "metrics": self.world.metrics,
+        }
+        return Inventories(**(parameters | changes))
+
+    def new_id(self) -> str:
+        self.number += 1
+        return f"i{self.number}"
+
+    def send(self, data: Any = None, **options: Any) -> Any:
+        return self.world.get(Deferred.fromCoroutine(self.inventories.send(data, **options)))
+
+    def take(self) -> list[Entry]:
+        return list(self.reader.take(10, 1 << 20))
+
+    def deliver(self, body: bytes = b'{"status":"ok"}') -> Entry:
+        (entry,) = self.take()
+        self.inventories.delivered(entry, answer(body))
+        self.world.get(self.world.spool.outbox.forget([entry.seq]))
+        return entry
+
+    def counted(self, outcome: str) -> float:
+        return self.world.counted("inventory", outcome, "out")
+
+    def test_content(self) -> None:
+        """An inventory is a state with the machine's data; the checksum is that of the bytes of ``data`` in the body."""
+        self.machine.data = {"b": [1, 2.5, "é"], "a": {"x": None}}
+        self.assertEqual(self.send(), "i1")
+        (entry,) = self.take()
+        self.assertEqual((entry.lane, entry.kind, entry.id, entry.key), (Lane.STATE, "inventory", "i1", "inventory"))
+        body = msgspec.json.decode(entry.body)
+        self.assertEqual(
+            {name: body[name] for name in ("machine_id", "timestamp", "type", "data")},
+            {"machine_id": "machine-1", "timestamp": "t1000", "type": "inventory", "data": self.machine.data},
+        )
+        raw = entry.body.partition(b'"data":')[2]
+        data = bytes(msgspec.json.decode(entry.body, type=dict[str, msgspec.Raw])["data"])
+        self.assertTrue(raw.startswith(data))
+        self.assertEqual(body["checksum"], sha256(data).hexdigest())
+
+    def test_unchanged(self) -> None:
+        """What the backend has is not sent again until its time is over, volatile numbers apart."""
+        self.machine.data = {"hardware": {"disk": {"size": 9, "used": 1}}}
+        self.send()
+        self.deliver()
+        self.assertEqual(self.inventories.last_accepted, "t1000")
+        self.machine.data = {"hardware": {"disk": {"size": 9, "used": 2}}}
+        self.now += 99
+        self.assertIsNone(self.send())
+        self.assertEqual((self.take(), self.counted("unchanged")), ([], 1))
+        self.now += 1
+        self.assertEqual(self.send(), "i2")
+
+    def test_changed(self) -> None:
+        """News is sent at once, and then counts as what the backend has."""
+        self.send({"a": 1})
+        self.deliver()
+        self.assertEqual(self.send({"a": 2}), "i2")
+        self.deliver()
+        self.assertIsNone(self.send({"a": 2}))
+        self.assertEqual(self.send({"a": 1}), "i3")
+
+    def test_order_of_keys(self) -> None:
+        """The order of keys is no news."""
+        self.send({"a": 1, "b": 2})
+        self.deliver()
+        self.assertIsNone(self.send({"b": 2, "a": 1}))
+
+    def test_force(self) -> None:
+        """The caller may insist."""
+        self.send({"a": 1})
+        self.deliver()
+        self.assertEqual(self.send({"a": 1}, force=True), "i2")
+
+    def test_not_delivered(self) -> None:
+        """Until it is delivered nothing is known of the backend; a newer one replaces one that waits."""
+        self.send({"a": 1})
+        self.assertEqual(self.send({"a": 1}), "i2")
+        self.assertEqual([entry.id for entry in self.take()], ["i2"])
+        self.assertEqual(self.world.spool.outbox.stats.states, 1)
+
+    def test_replaced_in_flight(self) -> None:
+        """The receipt of an older one says nothing of the newer one's content."""
+        self.send({"a": 1})
+        (older,) = self.take()
+        self.send({"a": 2})
+        self.inventories.delivered(older, answer())
+        self.assertEqual(self.send({"a": 2}), "i3")
+
+    def test_clock_stepping_back(self) -> None:
+        """After a step back of the clock the age is not known: it is sent."""
+        self.send({"a": 1})
+        self.deliver()
+        self.now -= 1
+        self.assertEqual(self.send({"a": 1}), "i2")
+
+    def test_delivered_after_a_restart(self) -> None:
+        """One that an earlier run accepted is delivered; its content is not known any more, so it is sent once more."""
+        self.send({"a": 1})
+        self.inventories = self.make()
+        self.deliver()
+        self.assertEqual((self.inventories.last_accepted, self.send({"a": 1})), ("t1000", "i2"))
+
+    def test_checksum_differs(self) -> None:
+        """A backend that stored something else gets it again, and the log says so."""
+        self.send({"a": 1})
+        self.deliver(b'{"status":"ok","checksum_received":"beef"}')
+        self.assertEqual(self.counted("checksum-differs"), 1)
+        self.assertEqual(self.send({"a": 1}), "i2")
+
+    def test_checksum_agrees(self) -> None:
+        """The checksum that was sent is as good as none."""
+        self.send({"a": 1})
+        (entry,) = self.take()
+        checksum = msgspec.json.decode(entry.body)["checksum"]
+        self.inventories.delivered(entry, answer(msgspec.json.encode({"checksum_received": checksum})))
+        self.assertIsNone(self.send({"a": 1}))
+        self.assertEqual(self.counted("checksum-differs"), 0)
+
+    def test_answers_that_say_nothing(self) -> None:
+        """A 2xx is a receipt even when its body cannot be read; that is counted."""
+        for number, body in enumerate((b"", b"OK", b'{"checksum_received":5}', b'{"status":"\xff"}'), 1):
+            self.send({"a": number})
+            self.deliver(body)
+            self.assertIsNone(self.send({"a": number}))
+            invalid = self.world.registry.get_sample_value(
+                "commsmgr_invalid_messages_total", {"reason": "inventory-answer"}
+            )
+            self.assertEqual(invalid, number)
+
+    def test_invalid(self) -> None:
+        """What is no JSON object is refused with a typed error, from the caller and from the machine."""
+        deep: Any = {}
+        for _ in range(100_000):
+            deep = {"a": deep}
+        for data in ([], "text", 5, {"a": object()}, {"a": "\udc80"}, {"a": 1 << 70, 1j: 2}, deep):
+            self.assertRaises(InvalidMessage, self.send, data)
+        self.machine.data = ["no object"]
+        self.assertRaises(InvalidMessage, self.send)
+        self.assertEqual((self.take(), self.number), ([], 0))
+
+    def test_keys_that_are_numbers(self) -> None:
+        """Keys that JSON turns into text are no mistake."""
+        self.assertEqual(self.send({1: {2: 3}, "a": 4}), "i1")
+        self.assertEqual(msgspec.json.decode(self.take()[0].body)["data"], {"1": {"2": 3}, "a": 4})
+
+    def test_too_large(self) -> None:
+        """The limit is that of the whole body."""
+        error = self.assertRaises(InvalidMessage, self.send, {"a": "x" * 4096})
+        self.assertIn("4096", str(error))
+        self.send({"a": "x" * 3000})
+
+    def test_spool_closed(self) -> None:
+        """What could not be kept is told, and is not taken for sent."""
+        self.world.get(self.world.spool.close())
+        self.assertRaises(NotRunning, self.send, {"a": 1})
+
+    def test_cancelled(self) -> None:
+        """Who stops waiting for the machine sends nothing."""
+        machine: Deferred[JSONObject] = Deferred()
+        self.inventories = self.make(in_thread=lambda function: machine)
+        waiting = Deferred.fromCoroutine(self.inventories.send())
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+        self.world.run()
+        self.assertEqual(self.take(), [])
