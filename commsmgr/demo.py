@@ -103,8 +103,11 @@ class Demo(Service):
         self._directory = ""
 
     def startService(self) -> None:
-        """Begin."""
+        """Begin as soon as the reactor runs: a signal that comes before that would end the process without any order."""
         super().startService()
+        self._reactor.callWhenRunning(self._begin)
+
+    def _begin(self) -> None:
         self._directory = tempfile.mkdtemp(prefix="commsmgr-demo-")
         self._playing = Deferred.fromCoroutine(self._play()).addErrback(self._failed)
 

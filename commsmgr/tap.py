@@ -71,6 +71,8 @@ class Options(UsageOptions):
         if self["demo"]:
             if self["config"] or self["check"]:
                 _refuse("--demo brings its own configuration: leave out --config and --check")
+            if self.parent is not None and not self.parent["nodaemon"]:
+                _refuse("the demo needs a terminal: twistd -n commsmgr --demo")
             return
         if not self["config"]:
             _refuse("which configuration? Give --config FILE, or --demo to look around")

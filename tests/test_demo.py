@@ -1,0 +1,70 @@
+"""The demo as newcomers run it: ``twistd -n commsmgr --demo``, a real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+from tests.processes import ProcessTestCase, together
+
+LATENCY = r"after (\d+(\.\d+)?) ms"
+
+
+class Demo(ProcessTestCase):
+    """The README's first command, once all is installed."""
+
+    async def test_story(self) -> None:
+        """
+        It tells what happens in readable lines, shows the console, runs commands, its own and those of the console,
+        and leaves nothing behind when it is stopped.
+        """
+        before = sorted(os.listdir(self.directory))
+        demo = self.twistd("-n", "--pidfile=twistd.pid", "commsmgr", "--demo")
+        console = (await demo.line(r"demo +open the backend's console in a browser: (http://127\.0\.0\.1:\d+/)$"))[1]
+        await demo.line(r"agent +registered with demo \(commsmgr\.v1\)")
+        await demo.line(rf"agent +heartbeat answered {LATENCY}")
+        await demo.line(rf"agent +inventory accepted {LATENCY}")
+
+        status, page = await self.fetch(console)
+        self.assertEqual(200, status)
+        self.assertIn(b"<html", page)
+        (agent,) = json.loads((await self.fetch(f"{console}api/state"))[1])["agents"]
+        self.assertTrue(agent["connected"])
+        order = {"machine_id": agent["machine_id"], "type": "echo", "command": "from", "args": ["the", "console"]}
+        status, answer = await self.fetch(f"{console}api/commands", order)
+        self.assertEqual(201, status, answer)
+        command = json.loads(answer)["id"]
+        result = await self.result(console.rstrip("/"), command)
+        self.assertEqual(("success", "from the console"), (result["status"], result["output"]))
+        await demo.line(rf"agent +command {command} \(echo\) received")
+        await demo.line(rf"agent +command {command} \(echo\): success")
+        await demo.line(rf"agent +result \S+ acknowledged {LATENCY}")
+
+        own = (await demo.line(r"backend +sends command (\S+): ping"))[1]
+        await demo.line(rf"backend +has the result of {own} {LATENCY}: success pong")
+
+        self.assertEqual(-signal.SIGTERM, await demo.end())
+        self.assertRegex(demo.lines[-1], "demo +stopped$")
+        for line in demo.lines:
+            self.assertRegex(line, r"^\d\d:\d\d:\d\d  (demo|agent|backend) +\S", "readable lines only")
+        self.assertEqual([], os.listdir(self.temporary), "temporary files were left")
+        self.assertEqual(before, sorted(os.listdir(self.directory)))
+
+    async def test_stopped_early(self) -> None:
+        """Ctrl-C ends it at any moment of its start, without a traceback and without leaving anything."""
+        demos = [self.twistd("-n", "commsmgr", "--demo") for _ in range(2)]
+        for demo, words in zip(demos, ("listens on", "registered"), strict=True):
+            demo.line(words).addCallback(lambda _, demo=demo: demo.send(signal.SIGINT))
+        self.assertEqual([-signal.SIGINT] * 2, await together(*(demo.wait() for demo in demos)))
+        for demo in demos:
+            self.assertNotIn("Traceback", demo.text)
+            self.assertNotIn("failed", demo.text)
+            self.assertNotIn("warn", demo.text)
+        self.assertEqual([], os.listdir(self.temporary))
+
+    async def test_daemon(self) -> None:
+        """Without ``-n`` nobody would see it: it says how to call it."""
+        demo = self.twistd("commsmgr", "--demo")
+        self.assertEqual(1, await demo.wait())
+        self.assertEqual(["twistd commsmgr: the demo needs a terminal: twistd -n commsmgr --demo"], demo.lines)
