@@ -172,6 +172,7 @@ def _read(response: HTTPResponse) -> HeartbeatAnswer:
     :raise PeerViolation: it is no such answer; a portal or a proxy says 200 to everything, and proves nothing.
     """
     try:
+        response.body.decode()  # msgspec does not look into the fields that it skips
         return msgspec.json.decode(response.body, type=HeartbeatAnswer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerViolation(

@@ -5,20 +5,25 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
 from random import Random
 from typing import Any
 
 import msgspec
+from treq.client import HTTPClient
 from twisted.internet import reactor as installed
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
+from twisted.web.client import Agent
 
 from commsmgr import config
 from commsmgr.backend.service import ReferenceBackend
 from commsmgr.manager import Manager
-from commsmgr.messages import JSONObject, SystemHealth
+from commsmgr.messages import Command, JSONObject, Result, SystemHealth
 
 MACHINE = "machine-1"
 TOKEN = "secret-token-of-the-tests"
@@ -37,6 +42,40 @@ class StillMachine:
 
     def health(self) -> SystemHealth:
         return SystemHealth(cpu_usage_percent=1.0, status="healthy")
+
+
+class Runs:
+    """
+    A handler that notes every command it runs. Those of the type ``wait`` have no result before :meth:`release`.
+
+    :ivar commands: in the order in which they were run.
+    """
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+        self._waiting: list[Deferred[None]] = []
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait."""
+        return len(self._waiting)
+
+    def __call__(self, command: Command) -> Result | Deferred[Result]:
+        self.commands.append(command)
+        if command.type != "wait":
+            return self._result(command)
+        waiting: Deferred[None] = Deferred(lambda _: self._waiting.remove(waiting))
+        self._waiting.append(waiting)
+        return waiting.addCallback(lambda _: self._result(command))
+
+    def release(self) -> None:
+        """Let those that wait have their results, in the order in which they came."""
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
+
+    def _result(self, command: Command) -> Result:
+        return command.success(" ".join(("ran", *command.args)))
 
 
 def quick(backend: ReferenceBackend | str, directory: str, **changes: Any) -> config.Config:
@@ -72,6 +111,26 @@ class WorldTestCase(TestCase):
     def setUp(self) -> None:
         self.directory = tempfile.mkdtemp(prefix="commsmgr-test-")
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
+        self.events: list[LogEvent] = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(self._nothing_unexpected)
+
+    def _nothing_unexpected(self) -> None:
+        globalLogPublisher.removeObserver(self.events.append)
+        errors = [event for event in self.logged() if event["log_level"] >= LogLevel.error]
+        self.assertEqual([], list(map(formatEvent, errors)), "logged as errors")
+
+    def logged(self, name: str = "") -> list[LogEvent]:
+        """Return what commsmgr has logged in this test so far; with ``name``, the events of that name."""
+        return [
+            event
+            for event in self.events
+            if str(event.get("log_namespace")).startswith("commsmgr.") and name in ("", event.get("event"))
+        ]
+
+    def spool(self) -> str:
+        """Return a directory for one more spool."""
+        return tempfile.mkdtemp(dir=self.directory)
 
     async def backend(self, **parameters: Any) -> ReferenceBackend:
         """Return a backend that listens."""
@@ -84,9 +143,48 @@ class WorldTestCase(TestCase):
     def manager(self, settings: config.Config, **parameters: Any) -> Manager:
         """Return a manager that is not started yet."""
         parameters.setdefault("machine", StillMachine())
-        manager = Manager(settings, reactor=reactor, random=Random(2), **parameters)
+        parameters.setdefault("random", Random(2))
+        manager = Manager(settings, reactor=reactor, **parameters)
         self.addCleanup(manager.stopService)
         return manager
+
+    async def fetch(self, url: str) -> tuple[int, str]:
+        """Return the status and the body of what is at ``url``."""
+        response = await HTTPClient(Agent(reactor)).get(url, timeout=5)
+        return response.code, await response.text()
+
+    def assert_once_and_in_order(
+        self, backend: ReferenceBackend, runs: Runs, ids: Iterable[str], note: str = ""
+    ) -> None:
+        """Each of the commands was run once, and has one result, which came in the order of the results' making."""
+        wanted = dict.fromkeys(ids, 1)
+        results = backend.ledger.results()
+        self.assertEqual(wanted, Counter(command.id for command in runs.commands), f"{note}: runs")
+        self.assertEqual(wanted, Counter(result.command_id for result in results), f"{note}: results")
+        # The ids sort by the time they were made.
+        self.assertEqual(sorted(result.id for result in results), [result.id for result in results], f"{note}: order")
+
+
+def nothing_held(manager: Manager) -> bool:
+    """Whether the manager's spool is empty, dead letters included."""
+    queue = manager.status().queue
+    return not (queue.events or queue.states or queue.open_commands or queue.dead_letters)
+
+
+def pause(seconds: float) -> Deferred[None]:
+    """Let time pass."""
+    return deferLater(reactor, seconds, lambda: None)
+
+
+async def together(*stories: Coroutine[Deferred[Any], Any, Any]) -> None:
+    """Run coroutines side by side; when one fails the others are cancelled, and its error is raised."""
+    running = [Deferred.fromCoroutine(story) for story in stories]
+    try:
+        await gatherResults(running, consumeErrors=True)
+    except FirstError as first:
+        for story in running:
+            story.addErrback(lambda failure: None).cancel()
+        first.subFailure.raiseException()
 
 
 def until(condition: Callable[[], object], clock: IReactorTime = reactor, *, every: float = 0.005) -> Deferred[None]:
