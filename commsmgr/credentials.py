@@ -102,7 +102,7 @@ class FileToken:
             if not self._complained:
                 self._log.warn(
                     "token file {path!r}: {reason}; staying with the last good token",
-                    event="token.file_unusable",
+                    event="token.file-unusable",
                     path=str(self._path),
                     reason=reason,
                 )

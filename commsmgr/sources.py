@@ -117,7 +117,7 @@ class StandardSource:
         except Exception as error:
             # Any exception: what the kernel, a container or psutil come up with next must not cost the heartbeat.
             self._log.debug(
-                "cannot read {part}: {reason}", event="source.part_failed", part=read.__name__.strip("_"), reason=error
+                "cannot read {part}: {reason}", event="source.part-failed", part=read.__name__.strip("_"), reason=error
             )
             return None
 

@@ -76,7 +76,7 @@ class FileTokenTests(SynchronousTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, self.observe)
 
     def observe(self, event: LogEvent) -> None:
-        if event.get("event") == "token.file_unusable":
+        if event.get("event") == "token.file-unusable":
             self.logged.append(event)
 
     def get(self) -> str:

@@ -8,9 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.session.barrier import Barrier
 
-bounded = settings(
-    deadline=None, max_examples=200, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+bounded = settings(deadline=None, max_examples=200, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def ping(payload: bytes | None) -> bytes:

@@ -26,9 +26,7 @@ from commsmgr.session.conversation import (
 )
 from commsmgr.session.wire import Decoder, command_digest
 
-bounded = settings(
-    deadline=None, max_examples=200, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+bounded = settings(deadline=None, max_examples=200, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 ACK = {"type": "registration_ack", "id": "x", "timestamp": "", "data": {"message": "hello", "machine_id": "m1"}}
 COMMAND = {"type": "command", "id": "cmd_1", "timestamp": "", "data": {"type": "shell", "command": "uptime"}}

@@ -8,9 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.session.keepalive import Dead, KeepAlive, SendPing, Wait
 
-bounded = settings(
-    deadline=None, max_examples=200, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+bounded = settings(deadline=None, max_examples=200, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 INTERVAL, TIMEOUT, PONG_TIMEOUT = 20.0, 10.0, 60.0
 

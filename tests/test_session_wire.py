@@ -33,9 +33,7 @@ from commsmgr.session.wire import (
     result_frame,
 )
 
-bounded = settings(
-    deadline=None, max_examples=200, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+bounded = settings(deadline=None, max_examples=200, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 REASONS = {"binary", "oversized", "not-utf8", "not-json", "too-deep", "not-object", "no-type", "bad-fields"}
 
@@ -96,9 +94,7 @@ class DecoderTests(SynchronousTestCase):
     def test_unknown_type_is_a_push(self) -> None:
         """A type that we do not know is no mistake: it comes out whole, with its id."""
         payload = '{"id":"u1","type":"config_update","data":{"note":"grüße"}}'.encode()
-        self.assertEqual(
-            self.decoder.decode(payload, True), Push(type="config_update", id="u1", payload=payload)
-        )
+        self.assertEqual(self.decoder.decode(payload, True), Push(type="config_update", id="u1", payload=payload))
 
     def test_push_without_usable_id(self) -> None:
         """An id that is missing or not of the form of an id leaves a push without one."""

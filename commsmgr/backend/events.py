@@ -97,7 +97,7 @@ class EventLog:
             try:
                 observer(event)
             except Exception:
-                self.log.failure("an observer of backend events failed", event="backend.observer_failed")
+                self.log.failure("an observer of backend events failed", event="backend.observer-failed")
 
     def subscribe(self, observer: Observer) -> Callable[[], None]:
         """Call ``observer`` with each event from now on; what is returned ends that, and may be called twice."""

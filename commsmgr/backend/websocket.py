@@ -91,7 +91,7 @@ class AgentSocket(WebSocketServerProtocol):
             conversation.received(payload, not isBinary)
         except Exception:
             # An exception that escapes from here ends in autobahn's dataReceived, half way through a buffer.
-            self._log.failure("a WebSocket message was not handled", event="backend.message_failed")
+            self._log.failure("a WebSocket message was not handled", event="backend.message-failed")
             self.leave(1011, "internal error")
         if conversation.machine_id and not registered and (fault := faults.strike("malformed", "websocket")):
             self.malform(fault)

@@ -214,14 +214,14 @@ class Outbox:
                 try:
                     listener()
                 except Exception:
-                    self.log.failure("A listener of the outbox failed.", event="spool.listener_failed")
+                    self.log.failure("A listener of the outbox failed.", event="spool.listener-failed")
 
     def _fetch(self, lane: Lane, after: int, generation: int) -> None:
         self._store.submit(_Fetch(self, lane, after, generation, self._wall())).addErrback(self._not_fetched)
 
     def _not_fetched(self, failure: Failure) -> None:
         if not isinstance(failure.value, NotRunning):
-            self.log.failure("A page of the outbox could not be read.", failure=failure, event="spool.read_failed")
+            self.log.failure("A page of the outbox could not be read.", failure=failure, event="spool.read-failed")
 
 
 class _OutboxJob(Job):

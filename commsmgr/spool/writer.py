@@ -167,7 +167,7 @@ class Writer:
         name = files.set_aside(self._path, reason, self._wall())
         self.log.error(
             "The spool {path} could not be used ({reason}) and was set aside as {name}; starting with an empty one.",
-            event="spool.set_aside",
+            event="spool.set-aside",
             path=self._path,
             reason=reason,
             name=name,
@@ -237,7 +237,7 @@ class Writer:
                 raise
             trouble = error
         self.log.warn(
-            "The spool could not be written ({reason}); trying again.", event="spool.write_failed", reason=str(trouble)
+            "The spool could not be written ({reason}); trying again.", event="spool.write-failed", reason=str(trouble)
         )
         if _code(trouble) == sqlite3.SQLITE_FULL:
             self._make_room()
@@ -300,7 +300,7 @@ class Writer:
                 self._books.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             except sqlite3.Error as error:
                 self.log.warn(
-                    "The spool's checkpoint failed: {reason}", event="spool.checkpoint_failed", reason=str(error)
+                    "The spool's checkpoint failed: {reason}", event="spool.checkpoint-failed", reason=str(error)
                 )
 
     def _make_room(self) -> None:
