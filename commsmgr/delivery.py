@@ -3,8 +3,8 @@ Moves the outbox to the backend, and the backend's receipts back to the outbox.
 
 Theory of operation. One coroutine per lane owns that lane: it alone takes entries from the lane's reader, so at any
 moment a lane travels by one way only and its order holds. An entry leaves the outbox for one of three reasons: a
-receipt (an ack or barrier over WebSocket, a 2xx over HTTP), a refusal for good (it becomes a dead letter with the
-reason), or its expiry. Whatever ends a way before that (a lost link, a deadline, a crash of the process) leaves the
+receipt (an ack or barrier over WebSocket, a 2xx over HTTP), a refusal for good (a nack without a time, a 4xx that
+judges it; it becomes a dead letter with the reason), or its expiry. Whatever ends a way before that (a lost link, a deadline, a crash of the process) leaves the
 entry where it is; the reader is rewound and the entry goes again, with the same id and the same bytes.
 
 The event lane goes over the WebSocket as soon as there is one, with as many entries in flight as the window admits.
@@ -29,7 +29,7 @@ from commsmgr.errors import BreakerOpen, CommsError, HTTPStatusError, NotRunning
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import OpenLink
 from commsmgr.policy.backoff import full_jitter
-from commsmgr.policy.retry import Permanent, judge
+from commsmgr.policy.retry import Permanent, Refused, judge
 from commsmgr.requests import Requests, not_html
 from commsmgr.session.conversation import Nacked
 from commsmgr.spool import Entry, Lane, Outbox
@@ -41,6 +41,18 @@ PATHS = {"command_result": "/commands/result", "inventory": "/inventory"}
 
 REFUSALS = 20
 """So often a backend may ask to have one entry again later, before it counts as refused for good and lets others by."""
+
+
+def _refusal(error: CommsError) -> str:
+    """
+    Return why the backend will never take this very entry, or nothing when it has not said so.
+
+    Only a 4xx judges the entry. A redirect or a 501 judges the way: it comes from a portal, a proxy or a wrong URL, and
+    must not turn a whole outbox into dead letters.
+    """
+    if isinstance(error, HTTPStatusError) and 400 <= error.status < 500 and isinstance(judge(error.status), Permanent):
+        return f"HTTP {error.status}"
+    return ""
 
 
 class Delivery:
@@ -74,6 +86,8 @@ class Delivery:
         self._metrics = metrics
         self._on_receipt = on_receipt
         self._link: OpenLink | None = None
+        # Without WebSockets there is nothing to wait for.
+        self._fallback_after = whole.delivery.http_fallback_after if whole.websocket.enabled else 0.0
         self._link_up_at = 0.0
         self._way_lost_at = 0.0
         self._link_delivered = False
@@ -141,7 +155,7 @@ class Delivery:
             # A link that comes and goes without delivering anything is no way: a proxy that cuts every WebSocket must
             # not keep the results from going over HTTP.
             lived = self._clock.seconds() - self._link_up_at
-            if self._link_delivered or lived >= self._config.delivery.http_fallback_after:
+            if self._link_delivered or lived >= self._fallback_after:
                 self._way_lost_at = self._clock.seconds()
             self._link_delivered = False
             self._sent.clear()
@@ -172,9 +186,12 @@ class Delivery:
             self._bury(seq, refusal.id, f"nack {refusal.code}: {refusal.message}"[:200])
         else:
             self._refusals[seq] = again
+            now = self._clock.seconds()
+            if self._paused_until <= now:
+                # Once: of a whole window that is refused, each would have the same page read again.
+                self._readers[Lane.EVENT].rewind()
             wait = min(refusal.retry_after, self._config.reconnect.retry_after_cap)
-            self._paused_until = max(self._paused_until, self._clock.seconds() + wait)
-            self._readers[Lane.EVENT].rewind()
+            self._paused_until = max(self._paused_until, now + wait)
             self._metrics.message("command_result", "out", "deferred")
         self._wake(Lane.EVENT)
 
@@ -185,7 +202,7 @@ class Delivery:
         while True:
             now = self._clock.seconds()
             link = self._link
-            due = self._way_lost_at + self._config.delivery.http_fallback_after
+            due = self._way_lost_at + self._fallback_after
             if self._paused_until > now:
                 await self._news_or(Lane.EVENT, self._paused_until - now)
             elif link is not None:
@@ -240,9 +257,9 @@ class Delivery:
                 "POST", PATHS[entry.kind], body=entry.body, idempotency_key=entry.id, attempts=1, check=not_html
             )
         except CommsError as error:
-            if isinstance(error, HTTPStatusError) and isinstance(judge(error.status, retry_after=None), Permanent):
+            if reason := _refusal(error):
                 self._metrics.message(entry.kind, "out", "refused")
-                self._bury(entry.seq, entry.id, f"HTTP {error.status}")
+                self._bury(entry.seq, entry.id, reason)
             else:
                 self._failed(entry, error)
                 reader.rewind()
@@ -250,7 +267,8 @@ class Delivery:
         self._failures[lane] = 0
         self._metrics.message(entry.kind, "out", "acked")
         self._forget([entry.seq])
-        self._on_receipt(entry, response)
+        with self.log.failuresHandled("what follows a receipt failed", event="delivery.receipt-failed"):
+            self._on_receipt(entry, response)
 
     def _failed(self, entry: Entry, error: CommsError) -> None:
         """Say from when on the lane may try again over HTTP; a WebSocket that comes up before then does not wait."""
@@ -259,8 +277,10 @@ class Delivery:
         self._metrics.message(entry.kind, "out", "failed")
         floor = 0.0
         if isinstance(error, HTTPStatusError):
-            # 401 after a fresh token: nothing but another token helps, so it is asked for slowly.
-            slow = self._config.auth.refused_delay if error.status == 401 else 0.0
+            # 401 after a fresh token: nothing but another token helps, so it is asked for slowly. A redirect and the
+            # like: nothing but another URL does.
+            hopeless = isinstance(judge(error.status), Permanent | Refused)
+            slow = self._config.auth.refused_delay if hopeless else 0.0
             floor = max(slow, error.retry_after or 0.0)
         elif isinstance(error, BreakerOpen):
             floor = error.retry_in
@@ -315,7 +335,9 @@ class Delivery:
             message_id=message_id,
             reason=reason,
         )
-        self._outbox.bury(seq, reason).addErrback(self._spool_failed)
+        burying = self._outbox.bury(seq, reason)
+        burying.addErrback(self._spool_failed)
+        burying.addCallback(self._progress.fire)
 
     def _spool_failed(self, failure: Failure) -> None:
         """The spool keeps the receipt in memory and tries again by itself; here it only has to be known."""

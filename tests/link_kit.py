@@ -340,7 +340,7 @@ class FakeToken:
 class House:
     """Real backends, breakers and requests, on a clock, over fake links and fake HTTP."""
 
-    def __init__(self, *names: str, websocket: bool = True, clock: Clock | None = None, **sections: Any) -> None:
+    def __init__(self, *names: str, with_links: bool = True, clock: Clock | None = None, **sections: Any) -> None:
         if clock is None:
             clock = Clock()
             clock.advance(1000)
@@ -357,7 +357,7 @@ class House:
         self.http = {backend.name: FakeHTTP(self.clock) for backend in self.config.backends}
         self.lines = [self._line(backend) for backend in self.config.backends]
         self.breaker = self.lines[0].breaker
-        self.backends = Backends(self.lines, websocket=websocket, clock=self.clock, metrics=self.metrics)
+        self.backends = Backends(self.lines, websocket=with_links, clock=self.clock, metrics=self.metrics)
         self.token = FakeToken("t0", "t1", "t2")
         self.requests = Requests(
             self.backends,

@@ -49,7 +49,7 @@ class StartTests(_BackendsTests):
 
     def test_without_websocket(self) -> None:
         """Without WebSockets no link is started or moved; requests fail over all the same."""
-        self.build("one", "two", websocket=False)
+        self.build("one", "two", with_links=False)
         self.backends.start()
         self.house.trip("one")
         self.assertEqual((self.active, self.house.take()), ("two", []))

@@ -166,8 +166,8 @@ class MessagesTests(_LinkTests):
     def test_acks_are_coalesced(self) -> None:
         """All commands acknowledged in one turn of the reactor share one ack; the next turn has its own."""
         self.registered()
-        for id in ("c1", "c2", "c3"):
-            self.link.acknowledge(id)
+        for command_id in ("c1", "c2", "c3"):
+            self.link.acknowledge(command_id)
         self.assertEqual(self.connection.texts("ack"), [])
         pass_time(self.clock)
         self.link.acknowledge("c4")

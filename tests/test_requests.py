@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given, settings
@@ -48,7 +49,7 @@ class _RequestTests(SynchronousTestCase):
     def waits(self) -> list[float]:
         """The seconds between the attempts."""
         times = [call.at for call in self.http.calls]
-        return [after - before for before, after in zip(times, times[1:], strict=False)]
+        return [after - before for before, after in pairwise(times)]
 
 
 class AttemptTests(_RequestTests):

@@ -113,18 +113,18 @@ class Outbox:
         """
         wanted = list(seqs)
         job = _Forget(self, wanted)
-        self._receipted.update(wanted)
-        for reader in self._readers.values():
-            for seq in wanted:
-                reader.discard(seq)
+        self._withhold(wanted)
         return self._store.submit(job)
 
     def bury(self, seq: int, reason: str) -> Deferred[None]:
         """
-        Make a dead letter of an entry that was refused for good.
+        Make a dead letter of an entry that was refused for good; it is not handed out again from now on.
+
+        When the disk fails it stays an entry, and comes again after a rewind.
 
         :param reason: kept with it. Counted under its part before the first colon, which should be one of a few words.
         """
+        self._withhold([seq])
         return self._store.submit(_Bury(self, seq, reason, self._wall()))
 
     def expire(self) -> Deferred[int]:
@@ -173,6 +173,13 @@ class Outbox:
         self._receipted.clear()
         for reader in self._readers.values():
             reader.stop()
+
+    def _withhold(self, seqs: list[int]) -> None:
+        """Do not hand these out any more, until :meth:`forgotten`."""
+        self._receipted.update(seqs)
+        for reader in self._readers.values():
+            for seq in seqs:
+                reader.discard(seq)
 
     def committed(self, entry: Entry) -> None:
         """``entry`` is in the database now."""
@@ -308,6 +315,7 @@ class _Bury(_OutboxJob):
         return books.bury(self.seq, self.reason, self.now)
 
     def settled(self, result: Any) -> Any:
+        self.outbox.forgotten([self.seq])
         if isinstance(result, Failure):
             return result
         self.outbox.given_up(result)
