@@ -24,7 +24,9 @@ class Order(SynchronousTestCase):
         world = self.world
         order: list[str] = []
         store = world.spool.inbox.offered
-        self.patch(self.source, "acknowledge", lambda id: order.append(f"acked {id}, {world.spool.inbox.open_count}"))
+        self.patch(
+            self.source, "acknowledge", lambda name: order.append(f"acked {name}, {world.spool.inbox.open_count}")
+        )
         self.patch(
             world.channel, "_mark_offered", lambda keys: store(keys).addCallback(lambda _: order.append("marked"))
         )
@@ -67,7 +69,7 @@ class Order(SynchronousTestCase):
         """When the spool answers nothing at all the command is refused."""
         self.world.get(self.world.spool.close())
         self.world.intake.arrived(self.source, arrived("c"))
-        self.assertEqual([id for id, _, _ in self.source.refused], ["c"])
+        self.assertEqual([refused[0] for refused in self.source.refused], ["c"])
 
     def test_duplicate_whose_storing_fails(self) -> None:
         """On a failing disk a command that is known already is still a duplicate."""
@@ -81,8 +83,8 @@ class Order(SynchronousTestCase):
     def test_timeouts_are_bounded(self) -> None:
         """A command that names no timeout gets the default one, a longer one than allowed is cut."""
         world = CommandWorld(default_timeout=7.0, max_timeout=50.0)
-        for id, timeout in (("none", 0.0), ("own", 20.0), ("long", 60.0)):
-            world.intake.arrived(self.source, arrived(id, timeout=timeout))
+        for name, timeout in (("none", 0.0), ("own", 20.0), ("long", 60.0)):
+            world.intake.arrived(self.source, arrived(name, timeout=timeout))
         world.run()
         timeouts = [world.get(world.channel.get()).timeout for _ in range(3)]
         self.assertEqual(timeouts, [7.0, 20.0, 50.0])
@@ -192,7 +194,7 @@ class Room(SynchronousTestCase):
         for number in range(5):
             world.intake.arrived(source, arrived(f"b{number}"))
             world.run()
-        self.assertEqual([id for id, _, _ in source.refused], ["b4"])
+        self.assertEqual([refused[0] for refused in source.refused], ["b4"])
 
     def test_byte_bounds(self) -> None:
         """It stops at four fifths of the bytes of events."""
@@ -201,7 +203,7 @@ class Room(SynchronousTestCase):
         world.complete(world.get(world.channel.get()).key, "a", b"x" * 820)
         world.intake.arrived(source, arrived("b"))
         world.run()
-        self.assertEqual([id for id, _, _ in source.refused], ["b"])
+        self.assertEqual([refused[0] for refused in source.refused], ["b"])
 
     def test_a_duplicate_needs_no_room(self) -> None:
         """A command that is known is acknowledged, room or no room."""
@@ -254,7 +256,7 @@ class Recovery(SynchronousTestCase):
         self.assertEqual(self.world.reported, [])
 
     def test_damaged(self) -> None:
-        """Of a damaged row nothing but its id is left: it is reported, even if commands without type may be repeated."""
+        """Of a damaged row nothing but its id is left: it is reported, even if commands without type may repeat."""
         self.world = CommandWorld(safe_to_repeat=("",))
         self.recover([stored(5, b"")], [])
         self.assertEqual([result.status for result in self.world.reported], ["interrupted"])

@@ -235,7 +235,7 @@ class InventoryTests(SynchronousTestCase):
         return self.world.counted("inventory", outcome, "out")
 
     def test_content(self) -> None:
-        """An inventory is a state with the machine's data; the checksum is that of the bytes of ``data`` in the body."""
+        """An inventory is a state with the machine's data; the checksum is of the bytes of ``data`` in the body."""
         self.machine.data = {"b": [1, 2.5, "é"], "a": {"x": None}}
         self.assertEqual(self.send(), "i1")
         (entry,) = self.take()

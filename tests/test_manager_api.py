@@ -1,0 +1,495 @@
+"""What an agent's author may rely on: typed errors at the call, any order of starting and stopping, the public names."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from twisted.application.service import Application, IService, IServiceCollection, MultiService
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel
+from twisted.trial.unittest import SynchronousTestCase
+
+import commsmgr
+from commsmgr import config
+from commsmgr.assembly import Run
+from commsmgr.errors import (
+    AlreadyCompleted,
+    CommsError,
+    ConfigError,
+    InvalidMessage,
+    NotRunning,
+    SpoolLocked,
+    TransportError,
+)
+from commsmgr.manager import Manager
+from commsmgr.messages import Command, Push, Result
+from commsmgr.status import Waiting
+from tests.world import MACHINE, WorldTestCase, nothing_held, quick, until
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+class PublicNames(SynchronousTestCase):
+    """The package's face."""
+
+    def test_names(self) -> None:
+        """These names are public; taking one away breaks agents, adding one is a promise."""
+        self.assertEqual(
+            sorted(commsmgr.__all__),
+            [
+                "Command", "CommandChannel", "CommsError", "Config", "ConfigError", "DeadlineExceeded",
+                "HTTPResponse", "Manager", "Push", "QueueFull", "Result", "Status", "SystemHealth",
+                "TransportError", "__version__", "load",
+            ],
+        )  # fmt: skip
+        for name in commsmgr.__all__:
+            self.assertIsNotNone(getattr(commsmgr, name))
+
+    def test_methods(self) -> None:
+        """So are these methods of the manager."""
+        own = {name for name in vars(Manager) if not name.startswith("_")}
+        self.assertEqual(
+            own - {"log", "startService", "stopService"},
+            {
+                "commands", "connect", "disconnect", "send_heartbeat", "send_http", "send_inventory", "send_result",
+                "started", "status", "when_connected",
+            },
+        )  # fmt: skip
+
+
+class NotStarted(SynchronousTestCase):
+    """A manager that is only made: nothing is opened, every call says what is wrong."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        settings = config.Config(backends=(config.Backend(url=NOWHERE),), machine_id="m", agent_version="9.9")
+        self.manager = Manager(settings, reactor=self.clock)
+
+    def test_not_running(self) -> None:
+        """Every message is refused with NotRunning."""
+        manager = self.manager
+        for waiting in (
+            manager.send_heartbeat(),
+            manager.send_inventory({}),
+            manager.send_result(Result(command_id="c")),
+            manager.send_http("GET", "/x"),
+        ):
+            self.failureResultOf(waiting, NotRunning)
+        self.assertRaises(NotRunning, manager.commands)
+
+    def test_status(self) -> None:
+        """The status can be had all the same."""
+        status = self.manager.status()
+        self.assertEqual(
+            (status.running, status.connected, status.machine_id, status.version), (False, False, "m", "9.9")
+        )
+        self.assertEqual((status.backends, status.problems), ((), ()))
+        msgspec.json.encode(status)
+
+    def test_disconnect(self) -> None:
+        """Stopping what was never started is done at once, and leaves nothing."""
+        self.successResultOf(self.manager.disconnect())
+        self.successResultOf(self.manager.disconnect())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_waiting_for_a_start(self) -> None:
+        """Who waits for the start or the connection of a manager that is never started hears of its end."""
+        waiting = [self.manager.when_connected(), self.manager.started()]
+        for each in waiting:
+            self.assertNoResult(each)
+        self.manager.disconnect()
+        for each in waiting:
+            self.failureResultOf(each, NotRunning)
+
+    def test_cancelled_waiting(self) -> None:
+        """Cancelling the wait touches no other wait."""
+        first, second = self.manager.when_connected(), self.manager.when_connected()
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        self.assertNoResult(second)
+        self.manager.disconnect()
+        self.failureResultOf(second, NotRunning)
+
+    def test_config_is_checked(self) -> None:
+        """A wrong setting shows where the manager is made."""
+        settings = config.Config(backends=(config.Backend(url="ftp://x"),))
+        error = self.assertRaises(ConfigError, Manager, settings, reactor=self.clock)
+        self.assertIn("backends[0].url", str(error))
+
+    def test_http_arguments(self) -> None:
+        """A request that cannot be sent is refused at the call, whether the manager runs or not."""
+        for method, path in (
+            ("GET", "x"), ("GET", ""), ("GET", "/a b"), ("GET", "/a\r\nb"), ("GET", "/é"), ("GET", "/\x7f"), ("GET", None),
+            ("", "/"), ("GE T", "/"), ("GET\n", "/"), ("É", "/"), (7, "/"),
+        ):  # fmt: skip
+            wrong: Any = (method, path)
+            self.failureResultOf(self.manager.send_http(*wrong), InvalidMessage)
+        self.failureResultOf(self.manager.send_http("POST", "/", json={"a": object()}), InvalidMessage)
+        self.failureResultOf(self.manager.send_http("POST", "/", json="\udc80"), InvalidMessage)
+
+
+class Calls(WorldTestCase):
+    """Calls of a running manager, with and without a backend."""
+
+    async def test_invalid_messages(self) -> None:
+        """What cannot be a message is refused at the call with InvalidMessage, and nothing is kept."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        nonsense: Any = ["no object"]
+        deep: Any = {"a": object()}
+        for waiting in (
+            manager.send_inventory(nonsense),
+            manager.send_inventory(deep),
+            manager.send_result(nonsense),
+            manager.send_result(Result(command_id="c", status=nonsense)),
+            manager.send_result(Result(command_id="")),
+            manager.send_heartbeat(deep),
+        ):
+            await self.assertFailure(waiting, InvalidMessage)
+        self.assertTrue(nothing_held(manager))
+
+    async def test_right_after_the_start(self) -> None:
+        """A message given before the spool is open is accepted as soon as it is; one result only for each command."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        self.assertFalse(manager.status().running)
+        ids = [await manager.send_result(Result(command_id="elsewhere", output=str(n))) for n in range(2)]
+        self.assertEqual(len(set(ids)), 2)
+        self.assertEqual(manager.status().queue.events, 2)
+
+    async def test_second_result(self) -> None:
+        """A command takes one result."""
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory))
+        await manager.connect()
+        backend.send_command(MACHINE, "ask")
+        command = await manager.commands().get()
+        await manager.send_result(command.success())
+        await self.assertFailure(manager.send_result(command.success()), AlreadyCompleted)
+
+    async def test_http(self) -> None:
+        """Any request goes to the backend with its token; a backend that is away is a typed error."""
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory))
+        await manager.connect()
+        response = await manager.send_http(
+            "post", "/heartbeat", json={"machine_id": "m", "hostname": "h", "timestamp": "t"}
+        )
+        self.assertEqual(response.status, 200)
+        await backend.stopService()
+        await self.assertFailure(manager.send_http("GET", "/x", attempts=1, idempotency_key=""), TransportError)
+        await self.assertFailure(manager.send_heartbeat(timeout=0.2), CommsError)
+
+    async def test_when_connected(self) -> None:
+        """It waits while there is no backend, fires at once when there is one; cancelling stops only the waiting."""
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory))
+        connecting = manager.connect()
+        cancelled = manager.when_connected()
+        cancelled.cancel()
+        await self.assertFailure(cancelled, CancelledError)
+        self.assertTrue((await connecting).connected)
+        self.assertTrue(self.successResultOf(manager.when_connected()).connected)
+        self.assertIsNone(self.successResultOf(manager.started()))
+
+    async def test_without_websocket(self) -> None:
+        """With HTTP only, the answer to a heartbeat is the connection, also to one sent by the agent."""
+        backend = await self.backend()
+        settings = quick(backend, self.directory, websocket=config.WebSocket(enabled=False))
+        manager = self.manager(settings)
+        connecting = manager.connect()
+        await manager.started()
+        self.assertNoResult(connecting)
+        await manager.send_heartbeat()
+        status = self.successResultOf(connecting)
+        self.assertEqual((status.connected, status.reachable), (True, True))
+
+    async def test_pushes(self) -> None:
+        """Unknown messages reach the agent; what its handler does wrong is logged and changes nothing."""
+        backend = await self.backend()
+        pushes: list[Push] = []
+
+        def take(push: Push) -> None:
+            pushes.append(push)
+            raise ValueError("the handler's own trouble")
+
+        for handler in (take, None):
+            manager = self.manager(quick(backend, self.spool()), on_push=handler)
+            await manager.connect()
+            run = manager._run
+            assert run is not None
+            run._pushed(Push(type="config_update", id="p", payload=b"{}"))
+            await manager.disconnect()
+        self.assertEqual([push.type for push in pushes], ["config_update"])
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(len(self.logged("push.failed")), 1)
+        self.events.clear()
+
+    async def test_lost_backend_is_a_problem(self) -> None:
+        """While no backend can be had the status says so, and why."""
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory))
+        await manager.connect()
+        self.assertEqual(manager.status().problems, ())
+        await backend.stopService()
+        await until(lambda: isinstance(manager.status().backends[0].link, Waiting))
+        (problem,) = manager.status().problems
+        self.assertIn("not connected to main", problem)
+
+
+class Life(WorldTestCase):
+    """Starting and stopping in any order."""
+
+    async def test_connect_twice(self) -> None:
+        """A second connect() waits for the same connection; so does a start by a parent."""
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory))
+        first, second = manager.connect(), manager.connect()
+        run = manager._run
+        manager.startService()
+        await first
+        await second
+        await manager.connect()
+        self.assertIs(manager._run, run)
+        self.assertEqual(len(list(manager)), 1)
+
+    async def test_disconnect_twice(self) -> None:
+        """Both calls wait for the one end."""
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory))
+        await manager.connect()
+        first, second = manager.disconnect(), manager.disconnect()
+        await first
+        await second
+        self.assertEqual((manager._run, list(manager)), (None, []))
+        await manager.disconnect()
+
+    async def test_connect_while_stopping(self) -> None:
+        """A start during the stop begins when the stop is over; what is called meanwhile is for the new run."""
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory))
+        await manager.connect()
+        old = manager._run
+        stopping = manager.disconnect()
+        connecting = manager.connect()
+        self.assertNoResult(connecting)
+        self.assertRaises(NotRunning, manager.commands)
+        sending = manager.send_result(Result(command_id="elsewhere"))
+        self.assertNoResult(sending)
+        await stopping
+        self.assertTrue((await connecting).connected)
+        await sending
+        self.assertIsNot(manager._run, old)
+
+    async def test_connect_and_disconnect_while_stopping(self) -> None:
+        """The last word counts: a start that is taken back during the stop never happens."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        await manager.started()
+        stopping = manager.disconnect()
+        connecting = manager.connect()
+        sending = manager.send_result(Result(command_id="elsewhere"))
+        last = manager.disconnect()
+        await self.assertFailure(connecting, NotRunning)
+        await stopping
+        await last
+        await self.assertFailure(sending, NotRunning)
+        self.assertEqual((manager._run, manager.status().running), (None, False))
+
+    async def test_disconnect_while_starting(self) -> None:
+        """A stop in the middle of the start ends it; whoever waits for something hears of it."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        started, sending = manager.started(), manager.send_inventory({"a": 1})
+        stopping = manager.disconnect()
+        await self.assertFailure(started, NotRunning)
+        await stopping
+        await sending.addErrback(lambda failure: failure.trap(NotRunning))
+        self.assertNoResult(manager.started())
+        self.assertEqual(manager.status().problems, ())
+        manager.startService()
+        await manager.started()
+
+    async def test_again_when_told_of_the_end(self) -> None:
+        """A callback of disconnect() may connect at once; there is one run."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        await manager.started()
+        await manager.disconnect().addCallback(lambda _: manager.startService())
+        await manager.started()
+        self.assertEqual(len(list(manager)), 1)
+
+    async def test_under_a_parent(self) -> None:
+        """A manager starts and stops with its parent, a MultiService or an Application."""
+        application = Application("agent")
+        for parent in (MultiService(), IServiceCollection(application)):
+            manager = self.manager(quick(NOWHERE, self.spool()))
+            manager.setServiceParent(parent)
+            service = IService(parent)
+            self.assertIs(parent.getServiceNamed("commsmgr"), manager)
+            service.startService()
+            await manager.started()
+            self.assertTrue(manager.status().running)
+            await service.stopService()
+            self.assertFalse(manager.status().running)
+
+    async def test_parent_that_runs(self) -> None:
+        """Given to a parent that runs, it starts at once."""
+        parent = MultiService()
+        parent.startService()
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.setServiceParent(parent)
+        await manager.started()
+        await parent.stopService()
+
+
+class StartFailures(WorldTestCase):
+    """What keeps a manager from starting reaches everybody who waits, and the status."""
+
+    async def _fails(self, manager: Manager, error: type[Exception], words: str) -> None:
+        connecting, started = manager.connect(), manager.started()
+        sending = manager.send_result(Result(command_id="c"))
+        for waiting in (connecting, started, sending):
+            await self.assertFailure(waiting, error)
+        for late in (manager.connect(), manager.when_connected(), manager.started(), manager.send_heartbeat()):
+            self.failureResultOf(late, error)
+        (problem,) = manager.status().problems
+        self.assertIn(words, problem)
+        self.assertFalse(manager.status().running)
+        (event,) = self.logged("manager.start-failed")
+        self.assertEqual(event["log_level"], LogLevel.critical)
+        self.events.clear()
+
+    async def test_spool_locked(self) -> None:
+        """Two managers on one spool: the second says so, and can start when the first is gone."""
+        first, second = (self.manager(quick(NOWHERE, self.directory)) for _ in range(2))
+        first.startService()
+        await first.started()
+        await self._fails(second, SpoolLocked, "one process per spool directory")
+        await first.disconnect()
+        await second.disconnect()
+        second.startService()
+        await second.started()
+        self.assertEqual([p for p in second.status().problems if "spool" in p], [])
+
+    async def test_port_in_use(self) -> None:
+        """A port that somebody has is a mistake of the configuration; nothing stays open."""
+        taken = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(taken.close)
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        manager = self.manager(quick(NOWHERE, self.directory, observe=config.Observe(listen=listen)))
+        await self._fails(manager, ConfigError, listen)
+
+    async def test_defect(self) -> None:
+        """Anything else is wrapped into the tree of errors, and logged with its traceback."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError("defect")
+
+        self.patch(Run, "_open_spool", broken)
+        await self._fails(manager, CommsError, "ZeroDivisionError: defect")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    async def test_two_in_one_process(self) -> None:
+        """Two managers with registries of their own share nothing; their metrics do not mix."""
+        registries = [CollectorRegistry(), CollectorRegistry()]
+        managers = [self.manager(quick(NOWHERE, self.spool()), registry=registry) for registry in registries]
+        for manager in managers:
+            manager.startService()
+            await manager.started()
+        await managers[0].send_result(Result(command_id="c"))
+        held = [registry.get_sample_value("commsmgr_queue_events") for registry in registries]
+        self.assertEqual(held, [1, 0])
+
+    async def test_one_registry(self) -> None:
+        """Two managers need two registries: the second one says so, and can start when the first has stopped."""
+        registry = CollectorRegistry()
+        first, second = (self.manager(quick(NOWHERE, self.spool()), registry=registry) for _ in range(2))
+        first.startService()
+        await first.started()
+        await self._fails(second, ConfigError, "registry")
+        await second.disconnect()
+        await first.disconnect()
+        second.startService()
+        await second.started()
+
+    async def test_failed_building_leaves_the_registry(self) -> None:
+        """What goes wrong before anything is started keeps no registry: the next start finds it free."""
+        name = "COMMSMGR_TEST_TOKEN"
+        os.environ[name] = "token-of-this-test"
+        self.addCleanup(os.environ.pop, name, None)
+        manager = self.manager(quick(NOWHERE, self.directory, auth=config.Auth(token_env=name)))
+        del os.environ[name]
+        await self._fails(manager, ConfigError, name)
+        await manager.disconnect()
+        os.environ[name] = "token-of-this-test"
+        manager.startService()
+        await manager.started()
+
+
+class Commands(WorldTestCase):
+    """Commands that outlive a process, end to end."""
+
+    async def test_interrupted_and_waiting(self) -> None:
+        """A command that was offered is reported as interrupted by the next run, one that was not is offered by it."""
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory))
+        await manager.connect()
+        begun = backend.send_command(MACHINE, "one")
+        await manager.commands().get()
+        waiting = backend.send_command(MACHINE, "two")
+        await until(lambda: manager.status().queue.open_commands == 2)
+        await manager.disconnect()
+        result = backend.when_result(begun)
+        await manager.connect()
+        command = await manager.commands().get()
+        self.assertEqual((command.id, command.redelivered), (waiting, False))
+        self.assertEqual((await result).status, "interrupted")
+
+    async def test_iteration_ends(self) -> None:
+        """``async for`` over the commands ends with the run."""
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory))
+        await manager.connect()
+        seen: list[Command] = []
+
+        async def read() -> None:
+            async for command in manager.commands():
+                seen.append(command)
+                await manager.send_result(command.success())
+
+        reading = Deferred.fromCoroutine(read())
+        await backend.when_result(backend.send_command(MACHINE, "one"))
+        await manager.disconnect()
+        self.successResultOf(reading)
+        self.assertEqual([command.type for command in seen], ["one"])
+
+    async def test_no_room_on_a_plain_backend(self) -> None:
+        """A plain backend gets a rejected result for what there is no room for; the command that runs stays open."""
+        backend = await self.backend(dialects=["plain"])
+        manager = self.manager(quick(backend, self.directory, commands=config.Commands(max_pending=1)))
+        await manager.connect()
+        first = backend.send_command(MACHINE, "one")
+        command = await manager.commands().get()
+        second = backend.send_command(MACHINE, "two")
+        self.assertEqual((await backend.when_result(second)).status, "rejected")
+        self.assertEqual(manager.status().queue.open_commands, 1)
+        await manager.send_result(command.success("kept"))
+        self.assertEqual((await backend.when_result(first)).output, "kept")
+
+    async def test_what_cannot_be_reported_is_logged(self) -> None:
+        """A result without a caller that the spool does not take is a line in the log."""
+        manager = self.manager(quick(NOWHERE, self.directory, spool=config.Spool(durability="memory", max_events=1)))
+        manager.startService()
+        await manager.send_result(Result(command_id="c"))
+        run = manager._run
+        assert run is not None
+        run.intake._say(Result(command_id="refused", status="rejected"))
+        await until(lambda: self.logged("command.not-reported"))
+        self.assertEqual(manager.status().queue.events, 1)
