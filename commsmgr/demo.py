@@ -103,7 +103,7 @@ class Demo(Service):
         self._directory = ""
 
     def startService(self) -> None:
-        """Begin as soon as the reactor runs: a signal that comes before that would end the process without any order."""
+        """Begin as soon as the reactor runs: a signal that comes before that ends the process without any order."""
         super().startService()
         self._reactor.callWhenRunning(self._begin)
 
