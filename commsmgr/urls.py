@@ -60,8 +60,10 @@ def parse(url: str, schemes: tuple[str, ...]) -> Target:
     """
     if any(character <= " " or character == "\x7f" for character in url):
         raise ValueError("a URL has no blanks or control characters")
+    scheme, colon, rest = url.partition(":")
     try:
-        parsed = URL.from_text(url)
+        # A scheme means the same in capitals (RFC 3986 section 3.1), but not to hyperlink.
+        parsed = URL.from_text(scheme.lower() + colon + rest)
         host = parsed.host
         # hyperlink cannot turn an IPv6 literal into a URI's host, and there is nothing to turn.
         parsed = parsed.replace(host="literal").to_uri() if ":" in host else parsed.to_uri()

@@ -1,4 +1,4 @@
-"""What an agent's author may rely on: typed errors at the call, any order of starting and stopping, the public names."""
+"""What an agent's author may rely on: typed errors at the call, any order of starts and stops, the public names."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ class NotStarted(SynchronousTestCase):
     def test_http_arguments(self) -> None:
         """A request that cannot be sent is refused at the call, whether the manager runs or not."""
         for method, path in (
-            ("GET", "x"), ("GET", ""), ("GET", "/a b"), ("GET", "/a\r\nb"), ("GET", "/é"), ("GET", "/\x7f"), ("GET", None),
-            ("", "/"), ("GE T", "/"), ("GET\n", "/"), ("É", "/"), (7, "/"),
+            ("GET", "x"), ("GET", ""), ("GET", "/a b"), ("GET", "/a\r\nb"), ("GET", "/é"), ("GET", "/\x7f"),
+            ("GET", None), ("", "/"), ("GE T", "/"), ("GET\n", "/"), ("É", "/"), (7, "/"),
         ):  # fmt: skip
             wrong: Any = (method, path)
             self.failureResultOf(self.manager.send_http(*wrong), InvalidMessage)
