@@ -13,7 +13,8 @@ from collections.abc import Coroutine, Sequence
 from random import Random
 from typing import Any
 
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
 
 from commsmgr import config
 from commsmgr.backend.service import ReferenceBackend
@@ -128,7 +129,7 @@ class Stories(WorldTestCase):
         while True:
             if backend.connected(MACHINE):
                 ids.append(self.give(backend, "echo", 9))
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(defer.TimeoutError):
                     await backend.when_result(ids[-1]).addTimeout(0.3, reactor)
                     break
             await pause(0.02)
