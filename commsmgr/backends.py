@@ -67,7 +67,8 @@ class Backends:
     def start(self) -> None:
         """Begin with the first backend of the list."""
         self._running = True
-        if self._websocket:
+        # During a move the end of the old link is waited for.
+        if self._websocket and not self._moving:
             self.active.link.start()
 
     async def stop(self, deadline: float) -> int:

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from commsmgr import config
-from commsmgr.errors import BreakerOpen, CommsError, NotRunning, UpgradeRefused
+from commsmgr.errors import BreakerOpen, ClosedByPeer, CommsError, NotRunning, UpgradeRefused
 from commsmgr.interfaces import TokenProvider
 from commsmgr.observe.metrics import Metrics, reason_label
 from commsmgr.openlink import LinkEvents, OpenLink
@@ -80,6 +80,7 @@ class Link:
         self._holds_permit = False
         self._waits_for_permit = False
         self._floor = 0.0
+        self._wanted = False
         self.client = WebSocketClient(
             reactor,
             websocket_target(backend),
@@ -89,6 +90,7 @@ class Link:
             subprotocols=[V1] if whole.websocket.dialect == "auto" else [],
             user_agent=user_agent,
             headers=whole.http.headers,
+            wall=wall,
         )
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -96,6 +98,7 @@ class Link:
 
     def start(self) -> None:
         """Begin to connect, and keep at it."""
+        self._wanted = True
         self.client.start()
 
     def permit_free(self) -> None:
@@ -111,6 +114,7 @@ class Link:
         :return: how many entries were in flight without a receipt; they are still in the outbox.
         """
         began = self._clock.seconds()
+        self._wanted = False
         without_receipt = 0
         link = self.open
         if link is not None and link.registered:
@@ -122,7 +126,8 @@ class Link:
                 without_receipt = link.in_flight
         left = max(deadline - (self._clock.seconds() - began), 0.1)
         await self.client.stop(close_within=left)
-        self.state = Idle()
+        if not self._wanted:
+            self.state = Idle()
         return without_receipt
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -184,7 +189,7 @@ class Link:
         link, self.open = self.open, None
         lost = link.ended() if link is not None else 0
         self._account(error)
-        if isinstance(error, NotRunning):
+        if isinstance(error, NotRunning) or not self._wanted:
             return self._left(link)
         wait = self._wait_after(error)
         self.last_error = self._redact(str(error))
@@ -206,7 +211,8 @@ class Link:
         return wait
 
     def _left(self, link: OpenLink | None) -> float:
-        """We wanted the end: nothing has failed, and nothing is waited for."""
+        """We wanted the end, whoever brought it about: nothing has failed, and nothing is waited for."""
+        self._floor = 0.0
         self._metrics.link_ended(self.name, None)
         self.log.info("left {backend}", event="link.left", backend=self.name)
         self.state = Idle()
@@ -224,8 +230,9 @@ class Link:
                 self._breaker.released()
 
     def _wait_after(self, error: CommsError) -> float:
-        if isinstance(error, UpgradeRefused) and error.status == 401:
-            self._token.refused(self._token_in_use)
+        match error:
+            case UpgradeRefused(status=401) | ClosedByPeer(code=4401):
+                self._token.refused(self._token_in_use)
         floor, self._floor = self._floor, 0.0
         # Waiting for a permit is no attempt that failed: it must not make the next waits longer.
         failed = 0 if isinstance(error, BreakerOpen) else max(self.client.attempts - 1, 0)

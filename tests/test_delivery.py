@@ -70,8 +70,8 @@ class World:
 
     def put(self, *ids: str, body: bytes = b"{}") -> None:
         """Accept results."""
-        for id in ids:
-            self.outbox.put(lane=Lane.EVENT, kind="command_result", id=id, body=body)
+        for each in ids:
+            self.outbox.put(lane=Lane.EVENT, kind="command_result", id=each, body=body)
         self.run()
 
     def put_state(self, id: str, key: str = "inventory") -> None:
@@ -143,8 +143,8 @@ class OverWebSocketTests(_DeliveryTests):
         """What is accepted while the link is up goes at once, in order."""
         world = self.world()
         bench = world.link()
-        for id in "abc":
-            world.put(id)
+        for each in "abc":
+            world.put(each)
         self.assertEqual(bench.connection.results(), ["a", "b", "c"])
 
     def test_plain(self) -> None:
@@ -301,8 +301,8 @@ class RefusalTests(_DeliveryTests):
         rewinds: list[int] = []
         rewind = reader.rewind
         self.patch(reader, "rewind", lambda: (rewinds.append(1), rewind())[1])
-        for id in ids:
-            bench.nack(id, retry_after=5)
+        for each in ids:
+            bench.nack(each, retry_after=5)
         world.run(6)
         self.assertEqual(bench.connection.results(), ids + ids)
         self.assertEqual(len(rewinds), 1)
@@ -336,19 +336,19 @@ class RefusalTests(_DeliveryTests):
             self.assertEqual(world.dead(), [], number)
             bench.nack("a", retry_after=5)
             world.run(6)
-        self.assertEqual([id for id, _ in world.dead()], ["a"])
+        self.assertEqual([letter[0] for letter in world.dead()], ["a"])
         self.assertEqual(bench.connection.results().count("a"), REFUSALS)
 
     def test_a_receipt_begins_anew(self) -> None:
         """Refusals are counted per entry."""
         world = self.world()
         bench = world.link()
-        for id in "ab":
-            world.put(id)
+        for each in "ab":
+            world.put(each)
             for _ in range(REFUSALS - 1):
-                bench.nack(id, retry_after=1)
+                bench.nack(each, retry_after=1)
                 world.run(2)
-            world.ack(bench, id)
+            world.ack(bench, each)
         self.assertEqual((world.dead(), world.held()), ([], 0))
 
     def test_a_new_link_ends_the_pause(self) -> None:

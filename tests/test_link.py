@@ -1,0 +1,693 @@
+"""The WebSocket to one backend on a virtual clock: permits, tokens, waits, goodbyes; and never two links at once."""
+
+from __future__ import annotations
+
+import json
+from email.utils import formatdate
+from random import Random
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectBindError, ConnectionDone
+
+from commsmgr import config
+from commsmgr.backends import Backends, Line
+from commsmgr.errors import TokenError
+from commsmgr.link import Link
+from commsmgr.observe.metrics import Metrics
+from commsmgr.policy.breaker import Breaker
+from commsmgr.session.conversation import GoingAway
+from commsmgr.status import Connecting, Draining, Idle, Registered, Registering, Waiting
+from commsmgr.urls import http_target
+from tests.link_kit import MACHINE, TIMESTAMP, FakeHTTP, FakeToken, Recorder, conversation, entry, pass_time
+from tests.websocket_kit import (
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    MemoryDialer,
+    MemoryEndpoint,
+    MemoryTestCase,
+    accept,
+    close_frame,
+    frame,
+    read_frames,
+)
+
+V1 = "Sec-WebSocket-Protocol: commsmgr.v1"
+REGISTRATION_ACK = json.dumps(
+    {"type": "registration_ack", "id": "x", "timestamp": TIMESTAMP, "data": {"machine_id": MACHINE}}
+).encode()
+
+
+def message(**fields: Any) -> bytes:
+    """Return a text frame from the backend."""
+    return frame(TEXT, json.dumps(fields).encode())
+
+
+class Bench:
+    """One link, and the backend at the other end of its in-memory transports."""
+
+    def __init__(self, test: Any, name: str = "one", *, dialer: MemoryDialer | None = None, **sections: Any) -> None:
+        self.clock = test.clock
+        self.dialer = MemoryDialer(self.clock) if dialer is None else dialer
+        self.recorder = Recorder()
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry, seconds=self.clock.seconds)
+        sections.setdefault("reconnect", config.Reconnect(base=1.0, cap=8.0, retry_after_cap=100.0))
+        sections.setdefault("breaker", config.Breaker(failures=3, open_for=10.0))
+        backend = config.Backend(url=f"http://{name}.example", name=name)
+        self.config = config.Config(backends=(backend,), http=config.HTTP(headers={"X-Site": "7"}), **sections)
+        self.random = Random(3)
+        self.breaker = Breaker(self.config.breaker, self.clock.seconds, self.random)
+        self.token = FakeToken("t0", "t1")
+        self.link = Link(
+            backend,
+            self.config,
+            reactor=self.clock,
+            wall=lambda: 5000.0 + self.clock.seconds(),
+            random=self.random,
+            dialer=self.dialer,  # type: ignore[arg-type]  # in-memory endpoints
+            token=self.token,
+            breaker=self.breaker,
+            metrics=self.metrics,
+            conversation=conversation,
+            events=self.recorder.events,
+            redact=lambda text: text.replace("t0", "***"),
+            user_agent="agent/1",
+        )
+        self.line = Line(
+            name=name,
+            settings=backend,
+            http_target=http_target(backend),
+            breaker=self.breaker,
+            http=FakeHTTP(self.clock),  # type: ignore[arg-type]  # a fake
+            link=self.link,
+        )
+
+    @property
+    def endpoint(self) -> MemoryEndpoint:
+        return self.dialer.endpoints[-1]
+
+    @property
+    def attempts(self) -> int:
+        """How many connections were begun."""
+        return len(self.dialer.endpoints)
+
+    def feed(self, data: bytes) -> None:
+        self.endpoint.transport.protocol.dataReceived(data)
+
+    def sent(self) -> list[tuple[int, bytes]]:
+        return read_frames(self.endpoint.transport.take())
+
+    def upgrade(self, *fields: str) -> bytes:
+        """Answer the upgrade; return the request."""
+        request = self.endpoint.succeed().take()
+        self.feed(accept(request, *fields))
+        return request
+
+    def register(self, *fields: str) -> None:
+        """From an attempt that was begun to a registered link, commsmgr.v1 unless said."""
+        self.upgrade(*(fields or (V1,)))
+        self.feed(frame(TEXT, REGISTRATION_ACK))
+        self.sent()
+
+    def up(self) -> None:
+        self.link.start()
+        self.register()
+
+    def refuse(self, status: str, *fields: str) -> None:
+        """Answer the upgrade with something else."""
+        self.endpoint.succeed().take()
+        lines = [f"HTTP/1.1 {status}", "Content-Length: 0", *fields, "", ""]
+        self.feed("\r\n".join(lines).encode())
+        self.gone()
+
+    def gone(self) -> None:
+        """The backend ends the connection."""
+        self.endpoint.transport.lose(ConnectionDone())
+        pass_time(self.clock)
+
+    def wait(self) -> float:
+        """Return how long the next attempt is put off."""
+        assert isinstance(self.link.state, Waiting), self.link.state
+        return self.link.state.until - 5000.0 - self.clock.seconds()
+
+    def stop(self, deadline: float = 4.0) -> Deferred[int]:
+        return Deferred.fromCoroutine(self.link.stop(deadline))
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"commsmgr_{name}", labels) or 0.0
+
+
+class _LinkTests(MemoryTestCase):
+    """A link on a clock, with a poisoned global reactor."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.clock.advance(1000)
+        self.bench = Bench(self)
+
+    def permit_is_free(self, bench: Bench | None = None) -> None:
+        """No permit leaked: in due time a probe can be had."""
+        pass_time(self.clock, 20)
+        breaker = (bench or self.bench).breaker
+        self.assertTrue(breaker.try_acquire(), breaker.state)
+        breaker.released()
+
+    def end(self, bench: Bench) -> None:
+        """Stop, whatever the state, and see that nothing is left."""
+        stopping = bench.stop(1.0)
+        pass_time(self.clock, 20)
+        self.successResultOf(stopping)
+        self.assertEqual(bench.link.state, Idle())
+        self.assert_clean()
+        self.permit_is_free(bench)
+
+
+class ConnectingTests(_LinkTests):
+    """From start to registered."""
+
+    def test_way_up(self) -> None:
+        """Each step shows in the state; the registration is the first message, and the owner hears at the end."""
+        bench = self.bench
+        self.assertEqual(bench.link.state, Idle())
+        bench.link.start()
+        self.assertEqual(bench.link.state, Connecting(6000.0))
+        request = bench.upgrade(V1).decode()
+        for line in ("Authorization: Bearer t0", "X-Site: 7", "User-Agent: agent/1", V1):
+            self.assertIn(line, request)
+        self.assertEqual(bench.link.state, Registering(6000.0))
+        ((opcode, payload),) = bench.sent()
+        self.assertEqual((opcode, json.loads(payload)["type"]), (TEXT, "register"))
+        self.assertEqual(bench.recorder.take(), [])
+        bench.feed(frame(TEXT, REGISTRATION_ACK))
+        self.assertEqual(bench.link.state, Registered(6000.0, "commsmgr.v1", ""))
+        self.assertEqual(bench.recorder.take(), [("registered",)])
+        self.assertEqual(bench.count("connected", backend="one"), 1)
+        self.assertEqual(bench.count("connections_total", backend="one", dialect="commsmgr.v1"), 1)
+        self.end(bench)
+
+    def test_plain(self) -> None:
+        """A backend that selects no subprotocol is a plain one; one that was configured so is not even offered it."""
+        self.bench.link.start()
+        self.bench.upgrade()
+        pass_time(self.clock, 3)
+        self.assertEqual(self.bench.link.state, Registered(6003.0, "plain", ""))
+        self.end(self.bench)
+        bench = Bench(self, websocket=config.WebSocket(dialect="plain"))
+        bench.link.start()
+        self.assertNotIn(b"Sec-WebSocket-Protocol", bench.upgrade())
+        self.end(bench)
+
+    def test_no_token(self) -> None:
+        """Without a token there is no Authorization; a provider that fails is no failure of the backend's."""
+        self.bench.token.outcome = succeed("")
+        self.bench.link.start()
+        self.assertNotIn(b"Authorization", self.bench.upgrade(V1))
+        self.end(self.bench)
+        bench = Bench(self)
+        bench.token.outcome = TokenError("no file t0")
+        bench.link.start()
+        self.assertEqual((bench.attempts, bench.breaker.state), (0, "closed"))
+        self.assertIsInstance(bench.link.state, Waiting)
+        self.assertIn("***", bench.link.last_error)
+        self.assertNotIn("t0", repr(bench.link.state))
+        bench.token.outcome = None
+        pass_time(self.clock, 1)
+        bench.register()
+        self.assertEqual(bench.link.last_error, "")
+        self.end(bench)
+
+    def test_unanswered(self) -> None:
+        """A commsmgr.v1 backend that does not answer the registration has failed."""
+        self.bench.link.start()
+        self.bench.upgrade(V1)
+        pass_time(self.clock, 10)
+        self.assertIsInstance(self.bench.link.state, Waiting)
+        self.assertEqual(self.bench.count("reconnects_total", backend="one", reason="peer-silent"), 1)
+        self.assertEqual(self.bench.recorder.take(), [])
+        self.end(self.bench)
+
+    def test_carried(self) -> None:
+        """Messages, pongs and bytes reach the open link."""
+        bench = self.bench
+        bench.link.start()
+        bench.register("X-Plain: yes")
+        assert bench.link.open is not None
+        bench.link.open.send([entry(1)], "now")
+        ping = next(payload for opcode, payload in bench.sent() if opcode == PING)
+        bench.feed(frame(PONG, ping))
+        bench.feed(message(type="command", id="c1", data={"type": "echo"}))
+        self.assertEqual(bench.recorder.take(), [("registered",), ("receipts", [1]), ("command", "c1")])
+        self.end(bench)
+
+    def test_late_callbacks(self) -> None:
+        """What a connection reports when its link is gone is nobody's."""
+        connection: Any = object()
+        self.bench.link.websocket_received(connection, b"{}", True)
+        self.bench.link.websocket_pong(connection, b"")
+        self.bench.link.websocket_heard(connection)
+        self.assertEqual(self.bench.recorder.take(), [])
+
+
+class EndingTests(_LinkTests):
+    """Why it ended, and how long to wait."""
+
+    def test_connect_failed(self) -> None:
+        """A failed attempt is counted, told to operators, and waited after with full jitter."""
+        self.bench.link.start()
+        self.bench.endpoint.fail(ConnectBindError())
+        self.assertTrue(0 <= self.bench.wait() <= 1)
+        self.assertEqual(self.bench.count("reconnects_total", backend="one", reason="connect-failed"), 1)
+        self.assertEqual(self.bench.link.state.attempts, 1)  # type: ignore[union-attr]  # Waiting, by wait()
+        pass_time(self.clock, 1)
+        self.assertEqual(self.bench.attempts, 2)
+        self.end(self.bench)
+
+    def test_breaker(self) -> None:
+        """Failures in a row open the breaker; then nobody dials until its time is over, and the probe may succeed."""
+        bench = self.bench
+        bench.link.start()
+        for _ in range(3):
+            bench.endpoint.fail(ConnectBindError())
+            pass_time(self.clock, 9)
+        self.assertEqual((bench.breaker.state, bench.attempts), ("open", 3))
+        left = bench.breaker.retry_in()
+        pass_time(self.clock, left - 0.1)
+        self.assertEqual(bench.attempts, 3)
+        pass_time(self.clock, 20)
+        self.assertEqual((bench.breaker.state, bench.attempts), ("half_open", 4))
+        bench.register()
+        self.assertEqual(bench.breaker.state, "closed")
+        self.end(bench)
+
+    def test_failed_probe(self) -> None:
+        """A probe that fails opens the breaker again, and its permit is free for the next one."""
+        for spoil in (
+            lambda bench: bench.endpoint.fail(ConnectBindError()),
+            lambda bench: bench.refuse("503 Busy"),
+            lambda bench: (bench.upgrade(V1), bench.gone()),
+            lambda bench: (bench.upgrade(V1), pass_time(self.clock, 10)),
+            lambda bench: pass_time(self.clock, 20),
+        ):
+            bench = Bench(self, breaker=config.Breaker(failures=1, open_for=10.0))
+            bench.breaker.failed()
+            pass_time(self.clock, 13)
+            bench.link.start()
+            self.assertEqual(bench.breaker.state, "half_open")
+            spoil(bench)
+            self.assertEqual(bench.breaker.state, "open")
+            self.end(bench)
+
+    def test_a_probe_that_says_nothing(self) -> None:
+        """A refused token, a missing one, and a stop during the probe give the permit back."""
+        for spoil in (
+            lambda bench: bench.refuse("401 No"),
+            lambda bench: self.end(bench),
+            lambda bench: (bench.upgrade(V1), self.end(bench)),
+        ):
+            bench = Bench(self, breaker=config.Breaker(failures=1, open_for=10.0))
+            bench.breaker.failed()
+            pass_time(self.clock, 13)
+            bench.link.start()
+            spoil(bench)
+            self.end(bench)
+        pending: Deferred[str] = Deferred()
+        for outcome in (fail(TokenError("no")), pending):
+            bench = Bench(self, breaker=config.Breaker(failures=1, open_for=10.0))
+            bench.token.outcome = outcome
+            bench.breaker.failed()
+            pass_time(self.clock, 13)
+            bench.link.start()
+            self.end(bench)
+        self.assertTrue(pending.called)
+
+    def test_hanging_up_is_no_failure(self) -> None:
+        """A backend that registered us and hangs up later has not failed, however often; the waits grow anyway."""
+        bench = self.bench
+        bench.link.start()
+        for number in range(8):
+            bench.register()
+            bench.gone()
+            self.assertEqual(bench.breaker.state, "closed")
+            self.assertTrue(0 <= bench.wait() <= min(8, 2**number))
+            self.assertEqual(bench.recorder.take(), [("registered",), ("ended",)])
+            pass_time(self.clock, 8)
+        self.assertEqual(bench.count("connected", backend="one"), 0)
+        self.end(bench)
+
+    def test_lost_results_are_told(self) -> None:
+        """The log says how many results had no receipt."""
+        bench = self.bench
+        bench.up()
+        assert bench.link.open is not None
+        bench.link.open.send([entry(1), entry(2)], "now")
+        bench.gone()
+        self.assertIsNone(bench.link.open)
+        self.end(bench)
+
+    def test_permit_free(self) -> None:
+        """Who waits for the permit alone tries at once when the breaker closes; who waits after a failure does not."""
+        bench = self.bench
+        while bench.breaker.state != "open":
+            bench.breaker.failed()
+        bench.link.start()
+        self.assertEqual(bench.attempts, 0)
+        self.assertIn("failed too often", bench.link.last_error)
+        self.assertGreaterEqual(bench.wait(), bench.breaker.retry_in())
+        pass_time(self.clock, bench.breaker.retry_in())
+        self.assertTrue(bench.breaker.try_acquire())
+        bench.breaker.succeeded()
+        bench.link.permit_free()
+        self.assertEqual(bench.attempts, 1)
+        bench.endpoint.fail(ConnectBindError())
+        bench.link.permit_free()
+        self.assertEqual(bench.attempts, 1)
+        self.end(bench)
+
+    def test_waiting_for_a_permit_is_no_failure(self) -> None:
+        """Attempts that only asked for a permit do not make later waits longer."""
+        bench = Bench(self, reconnect=config.Reconnect(base=1.0, cap=8.0, retry_after_cap=0.0))
+        while bench.breaker.state != "open":
+            bench.breaker.failed()
+        bench.link.start()
+        for _ in range(50):
+            self.assertLessEqual(bench.wait(), 1.0)
+            bench.link.permit_free()
+        pass_time(self.clock, 13)
+        self.assertEqual(bench.attempts, 1)
+        bench.endpoint.fail(ConnectBindError())
+        self.assertEqual(bench.breaker.state, "open")
+        self.end(bench)
+
+
+class RefusedTokenTests(_LinkTests):
+    """401, at the upgrade and by close code."""
+
+    def test_upgrade(self) -> None:
+        """A 401 is told to the provider with the token that was refused; the next attempt bears a fresh one, soon."""
+        self.bench.link.start()
+        self.bench.refuse("401 No")
+        self.assertEqual(self.bench.token.refusals, ["t0"])
+        self.assertLessEqual(self.bench.wait(), 1)
+        pass_time(self.clock, 1)
+        self.assertIn(b"Bearer t1", self.bench.upgrade(V1))
+        self.end(self.bench)
+
+    def test_twice(self) -> None:
+        """From the second refusal on the slow path: about refused_delay between attempts."""
+        self.bench.link.start()
+        self.bench.refuse("401 No")
+        pass_time(self.clock, 1)
+        for _ in range(5):
+            self.bench.refuse("401 No")
+            self.assertTrue(30 <= self.bench.wait() <= 90)
+            pass_time(self.clock, self.bench.wait() + 0.001)
+        self.assertEqual(self.bench.breaker.state, "closed")
+        self.end(self.bench)
+
+    def test_close_code(self) -> None:
+        """A backend that closes with 4401 has refused the token just the same."""
+        self.bench.up()
+        self.bench.feed(close_frame(4401, b"token revoked"))
+        self.bench.gone()
+        self.assertEqual(self.bench.token.refusals, ["t0"])
+        pass_time(self.clock, 1)
+        self.assertIn(b"Bearer t1", self.bench.upgrade(V1))
+        self.end(self.bench)
+
+    def test_other_refusals(self) -> None:
+        """Other refusals say nothing about the token."""
+        self.bench.link.start()
+        self.bench.refuse("403 No")
+        self.assertEqual(self.bench.token.refusals, [])
+        self.assertTrue(30 <= self.bench.wait() <= 90)
+        self.end(self.bench)
+
+    def test_retry_after(self) -> None:
+        """Retry-After is obeyed, as seconds and, by the clock that was passed in, as a date."""
+        for as_date in (False, True):
+            bench = Bench(self)
+            value = formatdate(5000 + self.clock.seconds() + 40, usegmt=True) if as_date else "40"
+            bench.link.start()
+            bench.refuse("503 Busy", f"Retry-After: {value}")
+            self.assertTrue(39 <= bench.wait() <= 40 * 1.2 + 1, bench.wait())
+            self.end(bench)
+
+
+class GoawayTests(_LinkTests):
+    """A backend that leaves."""
+
+    def goaway(self, bench: Bench, reconnect_after: float, window: float) -> None:
+        bench.feed(message(type="goaway", data={"reconnect_after": reconnect_after, "window": window}))
+
+    def test_drain_close_come_back(self) -> None:
+        """What is in flight gets its receipts, then comes the close frame, then the agent within the window."""
+        bench = self.bench
+        bench.up()
+        assert bench.link.open is not None
+        bench.link.open.send([entry(1)], "now")
+        self.goaway(bench, 20, 30)
+        self.assertIsInstance(bench.link.state, Draining)
+        self.assertFalse(bench.link.open.sendable)
+        self.assertNotIn(CLOSE, [opcode for opcode, _ in bench.sent()])
+        bench.feed(message(type="ack", ids=["e1"]))
+        self.assertEqual(bench.sent()[-1][0], CLOSE)
+        bench.feed(close_frame(1000))
+        bench.gone()
+        self.assertEqual(bench.recorder.take(), [("registered",), ("receipts", [1]), ("ended",)])
+        self.assertTrue(20 <= bench.wait() <= 50, bench.wait())
+        self.assertEqual(bench.breaker.state, "closed")
+        pass_time(self.clock, 50)
+        bench.register()
+        bench.gone()
+        self.assertLessEqual(bench.wait(), 8)
+        self.end(bench)
+
+    def test_spread(self) -> None:
+        """Agents come back all over the window, none before it."""
+        waits = []
+        for seed in range(40):
+            bench = Bench(self)
+            bench.random.seed(seed)
+            bench.up()
+            self.goaway(bench, 10, 80)
+            bench.gone()
+            waits.append(bench.wait())
+            self.end(bench)
+        self.assertTrue(10 <= min(waits) < 25, min(waits))
+        self.assertTrue(75 < max(waits) <= 90, max(waits))
+
+    def test_cap(self) -> None:
+        """A backend cannot send agents away for longer than retry_after_cap, twice at most with the spread."""
+        self.bench.up()
+        self.goaway(self.bench, 100_000, 100_000)
+        self.bench.gone()
+        self.assertTrue(100 <= self.bench.wait() <= 200)
+        self.end(self.bench)
+
+    def test_not_after_a_stop(self) -> None:
+        """The wait that a goaway asked for is over with the stop: a later start that fails waits as usual."""
+        self.bench.up()
+        self.goaway(self.bench, 90, 0)
+        self.end(self.bench)
+        self.bench.link.start()
+        self.bench.endpoint.fail(ConnectBindError())
+        self.assertLess(self.bench.wait(), 9)
+        self.end(self.bench)
+
+    def test_before_the_registration(self) -> None:
+        """A backend that leaves before it has answered the registration is left at once."""
+        self.bench.link.start()
+        self.bench.upgrade(V1)
+        self.goaway(self.bench, 5, 0)
+        self.assertEqual(self.bench.sent()[-1][0], CLOSE)
+        self.bench.gone()
+        self.assertGreaterEqual(self.bench.wait(), 5)
+        self.end(self.bench)
+
+    def test_without_a_link(self) -> None:
+        """A notice that finds no link any more only sets the wait."""
+        self.bench.link._going_away(GoingAway(5.0, 0.0))
+        self.assertEqual(self.bench.link.state, Idle())
+
+
+class StopTests(_LinkTests):
+    """Goodbyes."""
+
+    def test_goodbye(self) -> None:
+        """Receipts first, then the closing handshake; then nothing is left and nothing was without a receipt."""
+        bench = self.bench
+        bench.up()
+        assert bench.link.open is not None
+        bench.link.open.send([entry(1)], "now")
+        bench.sent()
+        stopping = bench.stop()
+        self.assertIsInstance(bench.link.state, Draining)
+        self.assertEqual(bench.sent(), [])
+        bench.feed(message(type="ack", ids=["e1"]))
+        self.assertEqual(bench.sent()[-1][0], CLOSE)
+        bench.feed(close_frame(1000))
+        bench.gone()
+        self.assertEqual(self.successResultOf(stopping), 0)
+        self.assertEqual(bench.link.state, Idle())
+        self.assertEqual(bench.recorder.take()[-1], ("ended",))
+        self.assertEqual(bench.link.last_error, "")
+        self.assertEqual(bench.count("connected", backend="one"), 0)
+        self.assert_clean()
+
+    def test_no_receipts(self) -> None:
+        """A backend that gives no receipts takes half of the time at most; it still gets its close frame."""
+        bench = self.bench
+        bench.up()
+        assert bench.link.open is not None
+        bench.link.open.send([entry(1), entry(2)], "now")
+        bench.sent()
+        stopping = bench.stop(4.0)
+        pass_time(self.clock, 1.9)
+        self.assertEqual(bench.sent(), [])
+        pass_time(self.clock, 0.1)
+        self.assertEqual(bench.sent()[-1][0], CLOSE)
+        pass_time(self.clock, 1.9)
+        self.assertNoResult(stopping)
+        pass_time(self.clock, 0.2)
+        self.assertEqual(self.successResultOf(stopping), 2)
+        self.assert_clean()
+
+    def test_keep_alive_during_the_closing_handshake(self) -> None:
+        """A keep-alive that falls into the closing handshake does not make a failure of the goodbye."""
+        bench = self.bench
+        bench.up()
+        pass_time(self.clock, 19)
+        stopping = bench.stop(10.0)
+        pass_time(self.clock, 11)
+        self.assertEqual(self.successResultOf(stopping), 0)
+        self.assertEqual((bench.link.last_error, bench.link.state), ("", Idle()))
+        self.assert_clean()
+
+    def test_the_backend_ends_during_the_goodbye(self) -> None:
+        """A connection that ends while it drains was left all the same: nothing has failed, nothing is waited for."""
+        bench = self.bench
+        bench.up()
+        assert bench.link.open is not None
+        bench.link.open.send([entry(1)], "now")
+        stopping = bench.stop()
+        bench.gone()
+        self.assertEqual(self.successResultOf(stopping), 1)
+        self.assertEqual((bench.link.last_error, bench.link.state), ("", Idle()))
+        self.assertEqual(bench.recorder.take()[-1], ("ended",))
+        self.assert_clean()
+
+    def test_whenever(self) -> None:
+        """A stop in any phase ends it, and a start afterwards begins anew."""
+        phases: list[Any] = [
+            lambda bench: None,
+            lambda bench: bench.link.start(),
+            lambda bench: (bench.link.start(), bench.endpoint.succeed()),
+            lambda bench: (bench.link.start(), bench.upgrade(V1)),
+            lambda bench: bench.up(),
+            lambda bench: (bench.link.start(), bench.endpoint.fail(ConnectBindError())),
+            lambda bench: (bench.up(), bench.feed(close_frame(1001))),
+        ]
+        for phase in phases:
+            bench = Bench(self)
+            phase(bench)
+            self.end(bench)
+            bench.link.start()
+            bench.register()
+            self.assertIsInstance(bench.link.state, Registered)
+            self.end(bench)
+
+    def test_start_during_the_goodbye(self) -> None:
+        """Wanted again during the goodbye, it connects when the old connection is gone, and says so."""
+        bench = self.bench
+        bench.up()
+        stopping = bench.stop()
+        bench.link.start()
+        self.assertEqual(bench.attempts, 1)
+        bench.feed(close_frame(1000))
+        bench.gone()
+        self.successResultOf(stopping)
+        self.assertEqual(bench.attempts, 2)
+        self.assertIsInstance(bench.link.state, Connecting)
+        bench.register()
+        self.end(bench)
+
+
+class MovingTests(_LinkTests):
+    """Two backends with real links: a machine never has two connections."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.one, self.two = Bench(self, "one"), Bench(self, "two")
+        self.backends = Backends(
+            [self.one.line, self.two.line], websocket=True, clock=self.clock, metrics=self.one.metrics
+        )
+        self.backends.start()
+
+    def live(self) -> int:
+        """Count the connections that exist or are being made."""
+        return sum(
+            not (endpoint.transport.lost or endpoint.cancelled)
+            for bench in (self.one, self.two)
+            for endpoint in bench.dialer.endpoints
+        )
+
+    def open_breaker(self, bench: Bench) -> None:
+        while bench.breaker.state != "open":
+            bench.breaker.failed()
+
+    def test_there_and_back(self) -> None:
+        """Failover and failback wait for the end of the old connection, even when its goodbye takes all its time."""
+        self.one.register()
+        self.open_breaker(self.one)
+        self.assertEqual((self.live(), self.two.attempts), (1, 0))
+        for _ in range(60):
+            pass_time(self.clock, 0.1)
+            self.assertLessEqual(self.live(), 1)
+        self.assertEqual((self.one.link.state, self.two.attempts), (Idle(), 1))
+        self.two.register()
+        pass_time(self.clock, self.one.breaker.retry_in())
+        self.assertIs(self.backends.for_request(), self.one.line)
+        self.assertIsInstance(self.two.link.state, Registered)
+        self.one.breaker.succeeded()
+        for _ in range(60):
+            pass_time(self.clock, 0.1)
+            self.assertLessEqual(self.live(), 1)
+        self.one.register()
+        self.assertEqual((self.two.link.state, self.live()), (Idle(), 1))
+
+    def test_failover_by_the_link(self) -> None:
+        """Failed attempts of the link itself open the breaker, and the other backend is tried."""
+        for _ in range(3):
+            self.one.endpoint.fail(ConnectBindError())
+            pass_time(self.clock, 8)
+        self.assertIs(self.backends.active, self.two.line)
+        self.assertEqual((self.one.link.state, self.two.attempts), (Idle(), 1))
+        self.two.register()
+        pass_time(self.clock, 1000)
+        self.assertEqual(self.one.attempts, 3)
+
+    def test_stop_during_the_move(self) -> None:
+        """A stop during the move ends everything within its deadline, and nothing is started."""
+        self.one.register()
+        self.open_breaker(self.one)
+        stopping = Deferred.fromCoroutine(self.backends.stop(2.0))
+        pass_time(self.clock, 2.5)
+        self.assertEqual(self.successResultOf(stopping), 0)
+        self.assertEqual((self.live(), self.two.attempts), (0, 0))
+        pass_time(self.clock, 10)
+        self.assert_clean()
+
+    def test_start_after_a_stop_during_the_move(self) -> None:
+        """Started again while the old connection says goodbye, there is still one at most."""
+        self.one.register()
+        self.open_breaker(self.one)
+        stopping = Deferred.fromCoroutine(self.backends.stop(2.0))
+        self.backends.start()
+        for _ in range(60):
+            pass_time(self.clock, 0.1)
+            self.assertLessEqual(self.live(), 1)
+        self.successResultOf(stopping)
