@@ -14,8 +14,10 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Iterable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -28,6 +30,8 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
+
+from commsmgr.backend.service import ReferenceBackend
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "COMMSMGR_TEST_MARK"
@@ -176,6 +180,13 @@ class ProcessTestCase(TestCase):
         program = self.twistd("-n", "commsmgr-backend", f"--listen={listen}", *arguments)
         return program, (await program.line(r"reference backend .* at (http\S+)"))[1]
 
+    async def backend_here(self) -> str:
+        """Start a reference backend in this process, which is quicker; return its URL."""
+        backend = ReferenceBackend(reactor, wall=time.time, random=Random(1))
+        await backend.startService()
+        self.addCleanup(backend.stopService)
+        return backend.url
+
     def configuration(self, url: str, *, name: str = "agent.toml", **sections: Any) -> str:
         """
         Write a configuration with short waits; return its path.
@@ -186,7 +197,7 @@ class ProcessTestCase(TestCase):
             "spool": {"path": str(self.directory / "spool")},
             "reconnect": {"base": 0.05, "cap": 0.2},
             "breaker": {"failures": 1000, "open_for": 0.1},
-            "heartbeat": {"interval": 1.0, "jitter": 0.1},
+            "heartbeat": {"interval": 0.3, "jitter": 0.1},
             "inventory": {"interval": 0},
             "observe": {"listen": "127.0.0.1:0"},
         }

@@ -18,7 +18,7 @@ from commsmgr.messages import ResultBody
 from tests.processes import PATIENCE, ProcessTestCase, Program, pause, reactor
 
 AGENT = Path(__file__).with_name("crash_agent.py")
-ROUNDS = 6
+ROUNDS = 5
 EVERY = 0.004
 """Seconds between two commands."""
 MOST_OPEN = 60

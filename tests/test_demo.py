@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import redirect_stderr
+from io import StringIO
 
+from commsmgr import tap
 from tests.processes import ProcessTestCase, together
 
 LATENCY = r"after (\d+(\.\d+)?) ms"
@@ -63,8 +66,11 @@ class Demo(ProcessTestCase):
             self.assertNotIn("warn", demo.text)
         self.assertEqual([], os.listdir(self.temporary))
 
-    async def test_daemon(self) -> None:
+    def test_daemon(self) -> None:
         """Without ``-n`` nobody would see it: it says how to call it."""
-        demo = self.twistd("commsmgr", "--demo")
-        self.assertEqual(1, await demo.wait())
-        self.assertEqual(["twistd commsmgr: the demo needs a terminal: twistd -n commsmgr --demo"], demo.lines)
+        options, said = tap.Options(), StringIO()
+        options.parent = {"nodaemon": 0}
+        with redirect_stderr(said), self.assertRaises(SystemExit) as end:
+            options.parseOptions(["--demo"])
+        self.assertEqual(1, end.exception.code)
+        self.assertEqual("twistd commsmgr: the demo needs a terminal: twistd -n commsmgr --demo\n", said.getvalue())
