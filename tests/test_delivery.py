@@ -291,6 +291,17 @@ class RefusalTests(_DeliveryTests):
         world.ack(bench, "a", "b", "c")
         self.assertEqual(world.held(), 0)
 
+    def test_refused_behind_what_is_in_flight(self) -> None:
+        """An entry that is put off goes again although all before it are in flight, in a window with one place."""
+        world = self.world(window=2)
+        bench = world.link()
+        world.put("a", "b", "c")
+        bench.nack("b", retry_after=5)
+        world.run(6)
+        self.assertEqual(bench.connection.results(), ["a", "b", "b"])
+        world.ack(bench, "a", "b")
+        self.assertEqual(bench.connection.results(), ["a", "b", "b", "c"])
+
     def test_a_whole_window_refused(self) -> None:
         """A backend that puts off everything in flight gets all of it again, in order, and the disk is read once."""
         world = self.world()

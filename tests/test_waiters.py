@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr.waiters import Waiters
+from commsmgr.waiters import Overrun, Waiters, bounded
 
 
 class WaitersTests(SynchronousTestCase):
@@ -77,3 +82,65 @@ class WaitersTests(SynchronousTestCase):
         self.assertNoResult(again[0])
         self.waiters.fire(2)
         self.assertEqual(self.successResultOf(again[0]), 2)
+
+
+class BoundedTests(SynchronousTestCase):
+    """A wait with an end."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
+
+    def test_in_time(self) -> None:
+        """What ends in time ends as it does, by a value or an error, a time-out of its own included."""
+        for outcome in (7, Failure(ValueError()), Failure(defer.TimeoutError())):
+            waited: Deferred[int] = Deferred()
+            waiting = bounded(waited, 5, self.clock)
+            self.clock.advance(4)
+            self.assertNoResult(waiting)
+            waited.callback(outcome)
+            if isinstance(outcome, Failure):
+                self.assertIs(self.failureResultOf(waiting), outcome)
+            else:
+                self.assertEqual(self.successResultOf(waiting), outcome)
+
+    def test_over(self) -> None:
+        """After the time what was waited for is cancelled, and the wait fails."""
+        cancelled: list[object] = []
+        waiting = bounded(Deferred(cancelled.append), 5, self.clock)
+        self.clock.advance(5)
+        self.assertEqual(len(cancelled), 1)
+        self.failureResultOf(waiting, Overrun)
+
+    def test_heedless(self) -> None:
+        """What does not heed the cancellation is not waited for, and what becomes of it is nobody's any more."""
+
+        async def stubborn(inner: Deferred[None], last: Deferred[int]) -> int:
+            with contextlib.suppress(CancelledError):
+                await inner
+            return await last
+
+        for outcome in (7, Failure(ValueError())):
+            last: Deferred[int] = Deferred()
+            waiting = bounded(Deferred.fromCoroutine(stubborn(Deferred(), last)), 5, self.clock)
+            self.clock.advance(5)
+            self.failureResultOf(waiting, Overrun)
+            last.callback(outcome)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_what_becomes_of_the_cancellation(self) -> None:
+        """Work that answers the cancellation with a result or an error of its own has that."""
+        waiting = bounded(Deferred(lambda waited: waited.callback(7)), 5, self.clock)
+        self.clock.advance(5)
+        self.assertEqual(self.successResultOf(waiting), 7)
+        failing = bounded(Deferred(lambda waited: waited.errback(ValueError())), 5, self.clock)
+        self.clock.advance(5)
+        self.failureResultOf(failing, ValueError)
+
+    def test_cancelled(self) -> None:
+        """Cancelling the wait cancels what is waited for, and is no overrun."""
+        waited: Deferred[int] = Deferred()
+        waiting = bounded(waited, 5, self.clock)
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+        self.assertTrue(waited.called)
