@@ -111,31 +111,29 @@ class Manager(MultiService):
         try:
             run = self._run = Run(self._environment, on_connected=self._is_connected)
         except Exception:
-            self._start_failed(Failure())
+            self._start_failed(Failure(), None)
             return
         # Also starts it, as this service runs.
         run.service.setServiceParent(self)
-        run.service.started.addCallbacks(self._start_succeeded, self._start_failed)
+        run.service.started.addCallbacks(self._start_succeeded, self._start_failed, errbackArgs=(run,))
 
     def _start_succeeded(self, _: None) -> None:
-        # Not if it was stopped meanwhile.
-        if self.running and not self._is_stopping:
-            self._is_started = True
-            self._starting.fire(None)
+        self._is_started = True
+        self._starting.fire(None)
 
-    def _start_failed(self, failure: Failure) -> None:
-        error = failure.value
-        if isinstance(error, NotRunning):
-            # Stopped while it was starting: stopService has told everybody who waited, and nothing is wrong.
+    def _start_failed(self, failure: Failure, run: Run | None) -> None:
+        if self._is_stopping or run is not self._run:
+            # Stopped while it was starting: everybody who waited has been told, and who waits now waits for the next.
             return
+        error = failure.value
         if not isinstance(error, CommsError):
             self.log.failure("the manager could not start", failure, event="manager.start-failed")
             error = CommsError(f"the manager could not start: {type(error).__name__}: {error}")
         else:
             self.log.critical("the manager could not start: {error}", event="manager.start-failed", error=str(error))
         self._failed = error
-        if self._run is not None:
-            self._run.not_open(error)
+        if run is not None:
+            run.not_open(error)
         self._starting.fail(error)
         self._connected.fail(error)
 

@@ -77,12 +77,12 @@ class OrderedService(MultiService):
     async def _start(self) -> None:
         try:
             for part in self._parts:
-                if not self.running:
-                    raise NotRunning("stopped while it was starting")
                 part.startService()
                 starting = part.step.start()
                 if starting is not None:
                     await starting
+                if not self.running:
+                    raise NotRunning("stopped while it was starting")
         except Exception:
             await self._stop_parts(self._clock.seconds() + self._stop_deadline)
             raise

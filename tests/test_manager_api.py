@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
 from twisted.application.service import Application, IService, IServiceCollection, MultiService
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
@@ -17,6 +20,8 @@ from twisted.trial.unittest import SynchronousTestCase
 import commsmgr
 from commsmgr import config
 from commsmgr.assembly import Run
+from commsmgr.credentials import StaticToken
+from commsmgr.environment import NotedToken
 from commsmgr.errors import (
     AlreadyCompleted,
     CommsError,
@@ -24,11 +29,19 @@ from commsmgr.errors import (
     InvalidMessage,
     NotRunning,
     SpoolLocked,
+    SpoolWriteFailed,
     TransportError,
 )
 from commsmgr.manager import Manager
 from commsmgr.messages import Command, Push, Result
+from commsmgr.observe.metrics import Metrics
+from commsmgr.redact import Redactor
+from commsmgr.session.conversation import SettingsArrived
+from commsmgr.spool import Spool
+from commsmgr.spool.files import DATABASE
 from commsmgr.status import Waiting
+from commsmgr.transport.endpoint import TLSFacts
+from commsmgr.urls import Target
 from tests.world import MACHINE, WorldTestCase, nothing_held, quick, until
 
 NOWHERE = "http://127.0.0.1:1"
@@ -242,6 +255,97 @@ class Calls(WorldTestCase):
         self.assertIn("not connected to main", problem)
 
 
+class Wiring(WorldTestCase):
+    """What one part of a run tells another."""
+
+    async def _connected(self, **changes: Any) -> tuple[Manager, Run]:
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory, **changes))
+        await manager.connect()
+        run = manager._run
+        assert run is not None
+        return manager, run
+
+    async def test_inventory(self) -> None:
+        """The backend's receipt of an inventory is known to the next heartbeat and the next inventory."""
+        manager, run = await self._connected()
+        self.assertIsNotNone(await manager.send_inventory())
+        await until(lambda: manager.status().queue.states == 0 and run.inventories.last_accepted)
+        self.assertIsNone(await manager.send_inventory())
+        self.assertIsNotNone(await manager.send_inventory(force=True))
+
+    async def test_intervals(self) -> None:
+        """Intervals that the backend sets hold until the session ends."""
+        settings = {"heartbeat": config.Heartbeat(interval=500.0), "inventory": config.Inventory(interval=600.0)}
+        _, run = await self._connected(**settings)
+        run._settings_arrived(SettingsArrived(100.0, 200.0))
+        self.assertEqual((run._heartbeat._interval, run._inventory._interval), (100.0, 200.0))
+        link = run.backends.active.link.open
+        assert link is not None
+        run._link_ended(link)
+        self.assertEqual((run._heartbeat._interval, run._inventory._interval), (500.0, 600.0))
+
+    async def test_housekeeping(self) -> None:
+        """What has expired goes, and so do commands that were finished long ago."""
+        now = [time.time()]
+        settings = quick(NOWHERE, self.directory, spool=config.Spool(path=self.directory, remember_commands=60.0))
+        manager = self.manager(settings, wall=lambda: now[0])
+        manager.startService()
+        await manager.send_result(Result(command_id="elsewhere"), ttl=5.0)
+        now[0] += 6
+        run = manager._run
+        assert run is not None
+        await run._keep_house()
+        self.assertEqual((manager.status().queue.events, manager.status().queue.dead_letters), (0, 1))
+
+    async def test_status_page(self) -> None:
+        """The page is there while the manager runs, and shows the same as status()."""
+        manager, run = await self._connected(observe=config.Observe(listen="127.0.0.1:0"))
+        assert run.site is not None
+        url = f"http://127.0.0.1:{run.site.port}"
+        self.assertEqual((await self.fetch(f"{url}/readyz"))[0], 200)
+        code, page = await self.fetch(f"{url}/status")
+        self.assertEqual((code, msgspec.json.decode(page)["machine_id"]), (200, MACHINE))
+        await manager.disconnect()
+        await self.assertFailure(Deferred.fromCoroutine(self.fetch(url)), Refused)
+
+    async def test_certificates(self) -> None:
+        """The expiry of a backend's certificate is shown for that backend only."""
+        registry = CollectorRegistry()
+        manager = self.manager(quick("https://localhost:1", self.directory), registry=registry)
+        manager.startService()
+        run = manager._run
+        assert run is not None
+        for host, expiry in (("localhost", 5e9), ("elsewhere", 1.0)):
+            facts = TLSFacts(**dict.fromkeys(TLSFacts.__struct_fields__, 0) | {"not_after": expiry})
+            run._tls_established(Target("https", host, 1, "/"), facts)
+        name = "commsmgr_certificate_expiry_timestamp_seconds"
+        self.assertEqual(registry.get_sample_value(name, {"backend": "main"}), 5e9)
+
+    async def test_spool_set_aside(self) -> None:
+        """A spool that could not be read is a problem that an operator sees."""
+        (Path(self.directory) / DATABASE).write_bytes(b"no database" * 1000)
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        await manager.started()
+        self.assertIn("was set aside as", manager.status().problems[0])
+        self.events.clear()
+
+    def test_refused_tokens(self) -> None:
+        """A token that the backend refused is reported to whoever gave it; each new one is kept out of the log."""
+        provider = StaticToken("a-token-to-be-hidden")
+        refused: list[str] = []
+        self.patch(provider, "refused", refused.append)
+        redactor = Redactor()
+        metrics = Metrics(CollectorRegistry(), seconds=time.time)
+        token = NotedToken(provider, redactor, metrics)
+        for _ in range(2):
+            self.assertEqual(self.successResultOf(token.get()), "a-token-to-be-hidden")
+        self.assertNotIn("hidden", redactor("it is a-token-to-be-hidden"))
+        token.refused("a-token-to-be-hidden")
+        self.assertEqual(refused, ["a-token-to-be-hidden"])
+
+
 class Life(WorldTestCase):
     """Starting and stopping in any order."""
 
@@ -314,6 +418,53 @@ class Life(WorldTestCase):
         self.assertEqual(manager.status().problems, ())
         manager.startService()
         await manager.started()
+
+    async def test_connect_while_a_command_ends(self) -> None:
+        """The link of a run that is stopping is no connection for whoever has started anew."""
+        backend = await self.backend()
+        running: list[Deferred[Result]] = []
+        manager = self.manager(
+            quick(backend, self.directory), handler=lambda command: running.append(Deferred()) or running[-1]
+        )
+        await manager.connect()
+        backend.send_command(MACHINE, "one")
+        await until(lambda: running)
+        stopping = manager.disconnect()
+        self.assertTrue(manager.status().connected)
+        connecting = manager.connect()
+        self.assertNoResult(connecting)
+        running[0].callback(Result(command_id=""))
+        await stopping
+        self.assertTrue((await connecting).connected)
+
+    async def test_disk_that_hangs(self) -> None:
+        """A spool that is never opened keeps neither the stop nor a message's sender waiting for ever."""
+        opening: Deferred[Any] = Deferred()
+        self.patch(Spool, "open", lambda spool: opening)
+        manager = self.manager(quick(NOWHERE, self.directory, stop_deadline=0.2))
+        manager.startService()
+        sending = manager.send_result(Result(command_id="c"))
+        stopping = manager.disconnect()
+        await self.assertFailure(sending, NotRunning)
+        await stopping
+        opening.errback(SpoolWriteFailed("at last"))
+        self.assertEqual(manager.status().problems, ())
+
+    async def test_start_that_fails_after_its_stop(self) -> None:
+        """What went wrong in a start that was stopped is nothing to whoever has started anew."""
+        opening: Deferred[Any] = Deferred()
+        opened = Spool.open
+        openings = iter([lambda spool: opening, opened])
+        self.patch(Spool, "open", lambda spool: next(openings)(spool))
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        stopping = manager.disconnect()
+        manager.startService()
+        started = manager.started()
+        opening.errback(SpoolWriteFailed("of the first start"))
+        await stopping
+        await started
+        self.assertTrue(manager.status().running)
 
     async def test_again_when_told_of_the_end(self) -> None:
         """A callback of disconnect() may connect at once; there is one run."""
