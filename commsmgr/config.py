@@ -51,7 +51,7 @@ class Backend(_Section, frozen=True, kw_only=True):
 
 
 class Auth(_Section, frozen=True, kw_only=True):
-    """Where the bearer token comes from. At most one of the four."""
+    """Where the bearer token comes from. At most one of the three."""
 
     token: Annotated[str, _said("the token itself; prefer a file or the environment")] = ""
     token_file: Annotated[str, _said("a file that holds the token; read again when it changes")] = ""
@@ -77,7 +77,7 @@ class HTTP(_Section, frozen=True, kw_only=True):
     timeout: Annotated[
         float, _seconds("for one whole exchange: name, connection, TLS, headers and body", gt=0, le=3600)
     ] = 30.0
-    attempts: Annotated[int, _count("attempts at one `send_http`, heartbeat or inventory before giving up", le=100)] = 4
+    attempts: Annotated[int, _count("attempts at one `send_http` or heartbeat before giving up", le=100)] = 4
     max_response_bytes: Annotated[int, _bytes("largest answer read")] = 8 << 20
     connections: Annotated[int, _count("connections kept open per backend", le=100)] = 2
     compress: Annotated[bool, _said("send bodies over 1 KiB with Content-Encoding: gzip")] = False
@@ -118,7 +118,7 @@ class Reconnect(_Section, frozen=True, kw_only=True):
 
     base: Annotated[float, _seconds("first upper bound of the wait", gt=0, le=3600)] = 1.0
     cap: Annotated[float, _seconds("largest upper bound of the wait", gt=0, le=86400)] = 60.0
-    retry_after_cap: Annotated[float, _seconds("longest Retry-After or goaway that is obeyed", ge=0, le=86400)] = 300.0
+    retry_after_cap: Annotated[float, _seconds("longest Retry-After or goaway that is taken at its word; jitter comes on top", ge=0, le=86400)] = 300.0
 
 
 class Breaker(_Section, frozen=True, kw_only=True):

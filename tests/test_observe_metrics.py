@@ -89,11 +89,11 @@ class MessageTests(MetricsCase):
 
     def test_messages(self) -> None:
         """Messages are counted singly or by the batch; kinds that a peer made up count as other."""
-        self.metrics.message("result", "out", "acked")
-        self.metrics.message("result", "out", "acked", 10)
+        self.metrics.message("command_result", "out", "acked")
+        self.metrics.message("command_result", "out", "acked", 10)
         self.metrics.message("made-up-1", "in", "ok")
         self.metrics.message("made-up-2", "in", "ok")
-        self.assertEqual(self.value("messages_total", kind="result", direction="out", outcome="acked"), 11)
+        self.assertEqual(self.value("messages_total", kind="command_result", direction="out", outcome="acked"), 11)
         self.assertEqual(self.value("messages_total", kind="other", direction="in", outcome="ok"), 2)
 
     def test_simple_counters(self) -> None:
@@ -195,7 +195,7 @@ class RegistryTests(MetricsCase):
     def test_exposition(self) -> None:
         """What is shown parses, has prefix and help everywhere, and names counters as Prometheus does."""
         self.metrics.configured(["a"])
-        self.metrics.message("result", "out", "acked")
+        self.metrics.message("command_result", "out", "acked")
         self.metrics.exchange("/heartbeat", "ok", 1.0)
         families = list(text_string_to_metric_families(generate_latest(self.registry).decode()))
         self.assertEqual(len(families), 19)

@@ -375,6 +375,23 @@ class ReaderTests(SynchronousTestCase):
         self.assertEqual(world.taken(), ["0", "1", "2"])
         self.assertEqual(world.taken(), [])
 
+    def test_unreadable_page(self) -> None:
+        """A lane whose page could not be read goes on with the next commit, though nobody took anything."""
+        world = World()
+        world.open()
+        world.get(world.event("0"))
+        reader = world.events
+        world.taken()
+        reader.rewind()
+        generation = reader._generation
+        world.run()
+        world.taken()
+        reader.unpaged(generation)
+        self.assertIsNone(reader.peek_size())
+        world.get(world.event("1"))
+        world.run()
+        self.assertEqual(world.taken(), ["1"])
+
 
 class InboxTests(SynchronousTestCase):
     """No command twice, none forgotten, one result each."""
@@ -403,6 +420,13 @@ class InboxTests(SynchronousTestCase):
         self.assertEqual(self.accept("c"), Duplicate(key, False))
         self.assertNotEqual(self.key("c", "other"), key)
         self.assertEqual(self.inbox.open_count, 2)
+
+    def test_one_command_by_two_ways(self) -> None:
+        """Where either delivery has no digest, the id alone says that it is the same command."""
+        plain = self.key("c", "digest")
+        self.assertEqual(self.accept("c", ""), Duplicate(plain, False))
+        v1 = self.key("d", "")
+        self.assertEqual(self.accept("d", "digest"), Duplicate(v1, False))
 
     def test_result_and_completion(self) -> None:
         """A result is an event of the outbox; the command is finished and takes no second one."""

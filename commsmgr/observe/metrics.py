@@ -30,26 +30,9 @@ from commsmgr.errors import ConfigError
 from commsmgr.observe.families import OTHER, Family, Histogram, Series
 from commsmgr.status import QueueStatus
 
-_KINDS = frozenset(
-    (
-        "heartbeat",
-        "inventory",
-        "result",
-        "command",
-        "push",
-        "register",
-        "registration_ack",
-        "command_result",
-        "ping",
-        "pong",
-        "ack",
-        "nack",
-        "goaway",
-        "settings",
-    )
-)
+_KINDS = frozenset(("heartbeat", "inventory", "command", "command_result", "push", "register", "ack", "nack", "reply"))
 _ROUTES = frozenset(("/heartbeat", "/inventory", "/commands/result"))
-_BREAKER_STATES = {"closed": 0, "half-open": 1, "half_open": 1, "open": 2}
+_BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
 
 # Exchanges run from a millisecond on a LAN to the longest deadline, commands from nothing to an hour.
 _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -216,7 +199,7 @@ class Metrics:
         self._receipts[backend] = self._seconds()
 
     def breaker(self, backend: str, state: str) -> None:
-        """The breaker is now ``closed``, ``half-open`` or ``open``."""
+        """The breaker is now ``closed``, ``half_open`` or ``open``."""
         self._breaker.values[backend,] = _BREAKER_STATES[state]
 
     def token_expires(self, timestamp: float | None) -> None:
@@ -236,7 +219,7 @@ class Metrics:
         """
         ``count`` messages went one way.
 
-        :param kind: the envelope's type, or ``heartbeat``, ``inventory``, ``result``, ``push``.
+        :param kind: the envelope's type, or ``heartbeat``, ``inventory``, ``push``, ``reply``.
         :param direction: ``in`` or ``out``.
         :param outcome: ``sent``, ``acked``, ``accepted``, ``duplicate``, ``refused`` … of a list in the code.
         """

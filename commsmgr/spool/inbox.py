@@ -13,7 +13,8 @@ step, each one commit         what a crash after it means
 :meth:`Inbox.forget_finished` a duplicate that comes even later would be taken for a new command
 ============================  ==========================================================================================
 
-A command is the same as another when id *and* digest are, for plain backends make ids that collide.
+A command is the same as another when id *and* digest are, for plain backends make ids that collide. Where either has
+no digest (commsmgr.v1, where ids are unique) the id alone decides.
 
 The results of finished commands are remembered, so that a duplicate can be answered with the original. Their bodies may
 take a quarter of ``spool.max_bytes`` beside the outbox; those of the commands accepted first give way. A result that is
@@ -143,8 +144,11 @@ class _Known(Job):
 
     def work(self, books: Books) -> tuple[Accepted | Duplicate | None, Entry | None]:
         known = books.db.execute(
-            "SELECT key, finished_at, status, result_id, result_seq FROM command WHERE id = ? AND digest = ?",
-            (self.id, self.digest),
+            # Without a digest the id decides alone: one command may come by a plain link and, again, in the answer to a
+            # heartbeat, which speaks commsmgr.v1.
+            "SELECT key, finished_at, status, result_id, result_seq FROM command"
+            " WHERE id = ? AND (digest = ? OR digest = '' OR ? = '') ORDER BY key LIMIT 1",
+            (self.id, self.digest, self.digest),
         ).fetchone()
         if known is None:
             return None, None

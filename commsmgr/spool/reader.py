@@ -134,6 +134,9 @@ class Reader:
                 self._cursor = entry.seq
             else:
                 self._position = _Position.BEHIND
+        elif self._position is _Position.BEHIND and not self._ahead:
+            # A page could not be read, and nobody has anything left to take that would ask for it again.
+            self._refill()
 
     def lost_track(self) -> None:
         """There may be entries in the database of which nobody was told."""
@@ -162,7 +165,7 @@ class Reader:
             self._refill()
 
     def unpaged(self, generation: int) -> None:
-        """The page that was asked for could not be read; the next :meth:`take` or commit asks again."""
+        """The page that was asked for could not be read; the next :meth:`take`, or commit of the lane, asks again."""
         if generation == self._generation:
             self._position = _Position.BEHIND
 
