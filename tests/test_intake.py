@@ -143,15 +143,16 @@ class Duplicates(SynchronousTestCase):
     def test_inbox_known(self) -> None:
         """Asking the inbox stores nothing, and tells unknown, unfinished and finished ones apart."""
         inbox = self.world.spool.inbox
-        self.assertIsNone(self.world.get(inbox.known("c", "")))
+        self.assertIsNone(self.world.get(inbox.known("c", "d")))
         self.assertEqual(inbox.open_count, 0)
-        key = self.take("c")
-        self.assertEqual(self.world.get(inbox.known("c", "")), Duplicate(key, False))
+        self.world.intake.arrived(self.source, arrived("c", "d"))
+        key = self.world.get(self.world.channel.get()).key
+        self.assertEqual(self.world.get(inbox.known("c", "d")), Duplicate(key, False))
         self.assertIsNone(self.world.get(inbox.known("c", "other content")))
         seq = self.world.complete(key, "c")
         self.world.get(self.world.spool.outbox.forget([seq]))
         self.world.sent()
-        self.assertEqual(self.world.get(inbox.known("c", "")), Duplicate(key, True, "success", "r-c"))
+        self.assertEqual(self.world.get(inbox.known("c", "d")), Duplicate(key, True, "success", "r-c"))
         self.assertEqual(self.world.sent(), ["r-c"])
 
 
