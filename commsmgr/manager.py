@@ -169,7 +169,7 @@ class Manager(MultiService):
 
     def connect(self) -> Deferred[Status]:
         """
-        Start, if that has not been done, and wait for a backend.
+        Start, if that has not been done or has failed, and wait for a backend.
 
         :return: fires when the agent is registered with a backend (with ``websocket.enabled = false``: when a backend
             has answered a heartbeat). There is no deadline: attempts go on until :meth:`disconnect`. Cancelling stops
@@ -177,6 +177,10 @@ class Manager(MultiService):
         :raise SpoolError: the spool cannot be opened.
         :raise ConfigError: a file or address that the configuration names cannot be used.
         """
+        if self.running and self._failed is not None:
+            # What kept it from starting (another process on the spool, say) may be gone by now.
+            self.stopService()
+            self._failed = None
         if not self.running:
             self.startService()
         return self.when_connected()
