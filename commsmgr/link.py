@@ -124,6 +124,10 @@ class Link:
                 without_receipt = await link.drain().addTimeout(deadline / 2, self._clock)
             except defer.TimeoutError:
                 without_receipt = link.in_flight
+        elif link is not None:
+            # An answer to its registration would come too late: nothing can be sent any more.
+            self.open = None
+            link.ended()
         left = max(deadline - (self._clock.seconds() - began), 0.1)
         await self.client.stop(close_within=left)
         if not self._wanted:

@@ -301,6 +301,22 @@ class EndingTests(_LinkTests):
             self.assertEqual(bench.breaker.state, "open")
             self.end(bench)
 
+    def test_a_permit_is_given_back_once(self) -> None:
+        """An attempt that got no permit gives none back: the probe that is out elsewhere stays the only one."""
+        bench = Bench(self, breaker=config.Breaker(failures=1, open_for=10.0))
+        bench.link.start()
+        bench.endpoint.fail(ConnectBindError())
+        self.clock.advance(0.9 * bench.breaker.retry_in())
+        while bench.breaker.state != "half_open":
+            self.clock.advance(0.01)
+            bench.breaker.try_acquire()
+        attempts = bench.attempts
+        for _ in range(5):
+            bench.link.client.retry_now()
+            self.assertEqual((bench.breaker.state, bench.attempts), ("half_open", attempts))
+        bench.breaker.released()
+        self.end(bench)
+
     def test_a_probe_that_says_nothing(self) -> None:
         """A refused token, a missing one, and a stop during the probe give the permit back."""
         for spoil in (
@@ -598,6 +614,22 @@ class StopTests(_LinkTests):
             bench.link.start()
             bench.register()
             self.assertIsInstance(bench.link.state, Registered)
+            self.end(bench)
+
+    def test_registered_too_late(self) -> None:
+        """A link that was stopped while it registered never counts as registered: nothing could be sent on it."""
+        for field in (V1, "X-Plain: yes"):
+            bench = Bench(self)
+            bench.link.start()
+            bench.upgrade(field)
+            stopping = bench.stop(4.0)
+            bench.feed(frame(TEXT, REGISTRATION_ACK))
+            pass_time(self.clock, 3.5)
+            self.assertEqual(bench.recorder.take(), [])
+            self.assertNotIsInstance(bench.link.state, Registered)
+            pass_time(self.clock, 1)
+            self.successResultOf(stopping)
+            self.assertEqual(bench.recorder.take(), [])
             self.end(bench)
 
     def test_start_during_the_goodbye(self) -> None:
