@@ -75,15 +75,27 @@ class DemoObserver:
 
 
 class Screen:
-    """Where the demo's lines go."""
+    """
+    Where the demo's lines go.
 
-    def __init__(self, stream: TextIO) -> None:
+    :param closed: called once when nobody reads them any more.
+    """
+
+    def __init__(self, stream: TextIO, closed: Callable[[], object]) -> None:
         self._stream = stream
+        self._closed = closed
+        self._lost = False
 
     def say(self, who: str, text: str) -> None:
         """Write one line."""
-        self._stream.write(f"{time.strftime('%H:%M:%S')}  {who:<8} {single_line(text, 300)}\n")
-        self._stream.flush()
+        if self._lost:
+            return
+        try:
+            self._stream.write(f"{time.strftime('%H:%M:%S')}  {who:<8} {single_line(text, 300)}\n")
+            self._stream.flush()
+        except OSError:
+            self._lost = True
+            self._closed()
 
 
 class Demo(Service):
@@ -177,5 +189,5 @@ def _config(backend: ReferenceBackend, directory: str) -> config.Config:
 
 def make_demo(reactor: Any) -> tuple[Service, ILogObserver]:
     """Return the demo as a service, and the observer that shows the log its way."""
-    screen = Screen(sys.stdout)
+    screen = Screen(sys.stdout, closed=lambda: process.fail(reactor))
     return Demo(reactor, screen), DemoObserver(screen.say)

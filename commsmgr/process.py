@@ -10,7 +10,10 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+from contextlib import suppress
 from typing import Any
+
+from twisted.internet.error import ReactorNotRunning
 
 
 def fail(reactor: Any) -> None:
@@ -21,7 +24,12 @@ def fail(reactor: Any) -> None:
     """
     # twistd exits with 0 whatever happens after the start; atexit is what remains after its last clean-up.
     atexit.register(os._exit, 1)
-    reactor.callWhenRunning(reactor.stop)
+
+    def stop() -> None:
+        with suppress(ReactorNotRunning):  # it stops already
+            reactor.stop()
+
+    reactor.callWhenRunning(stop)
 
 
 def stop_once(reactor: Any) -> None:

@@ -66,6 +66,15 @@ class Demo(ProcessTestCase):
             self.assertNotIn("warn", demo.text)
         self.assertEqual([], os.listdir(self.temporary))
 
+    async def test_nobody_reads(self) -> None:
+        """When what it writes into is closed, as by ``| head``, it ends as well, in order."""
+        demo = self.twistd("-n", "commsmgr", "--demo")
+        await demo.line("registered")
+        demo.transport.closeStdout()
+        self.assertEqual(1, await demo.wait())
+        self.assertNotIn("Traceback", demo.text)
+        self.assertEqual([], os.listdir(self.temporary))
+
     def test_daemon(self) -> None:
         """Without ``-n`` nobody would see it: it says how to call it."""
         options, said = tap.Options(), StringIO()
