@@ -507,7 +507,7 @@ class StartFailures(WorldTestCase):
         sending = manager.send_result(Result(command_id="c"))
         for waiting in (connecting, started, sending):
             await self.assertFailure(waiting, error)
-        for late in (manager.connect(), manager.when_connected(), manager.started(), manager.send_heartbeat()):
+        for late in (manager.when_connected(), manager.started(), manager.send_heartbeat()):
             self.failureResultOf(late, error)
         (problem,) = manager.status().problems
         self.assertIn(words, problem)
@@ -517,15 +517,15 @@ class StartFailures(WorldTestCase):
         self.events.clear()
 
     async def test_spool_locked(self) -> None:
-        """Two managers on one spool: the second says so, and can start when the first is gone."""
+        """Two managers on one spool: the second says so, and connect() tries again when the first is gone."""
         first, second = (self.manager(quick(NOWHERE, self.directory)) for _ in range(2))
         first.startService()
         await first.started()
         await self._fails(second, SpoolLocked, "one process per spool directory")
         await first.disconnect()
-        await second.disconnect()
-        second.startService()
+        connecting = second.connect().addErrback(lambda failure: failure.trap(NotRunning))
         await second.started()
+        self.assertNoResult(connecting)
         self.assertEqual([p for p in second.status().problems if "spool" in p], [])
 
     async def test_port_in_use(self) -> None:
