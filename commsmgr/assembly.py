@@ -226,6 +226,11 @@ class Run:
             await self.delivery.flush(share)
             await self.delivery.stop()
 
+        async def stop_backends(share: float) -> None:
+            # The agent's own requests first: one that waits out a Retry-After would outlive the manager.
+            self.requests.stop()
+            await self.backends.stop(share)
+
         def start_site() -> None:
             if self.site is not None:
                 self.site.startService()
@@ -239,7 +244,7 @@ class Run:
             Step("observe", start_site, stop_observe, share=1.0),
             Step("transport", self._check_transport, nothing),
             Step("spool", self._open_spool, lambda _: self.spool.close(), share=1.0),
-            Step("backends", self.backends.start, self.backends.stop, share=0.7),
+            Step("backends", self.backends.start, stop_backends, share=0.7),
             Step("delivery", self.delivery.start, stop_delivery, share=0.4),
             Step("commands", self.runner.start if self.runner else lambda: None, stop_runner, share=0.4),
             *(

@@ -81,8 +81,9 @@ class Backends:
         ends = self._clock.seconds() + deadline
         without_receipt = 0
         for line in self.lines:
-            without_receipt += await line.link.stop(max(ends - self._clock.seconds(), 0.1))
-            await line.http.close()
+            # A link that is not let go in good manners must not use up the time of the connections after it.
+            without_receipt += await line.link.stop(max((ends - self._clock.seconds()) * 0.7, 0.1))
+            await line.http.close(max(ends - self._clock.seconds(), 0.1))
         return without_receipt
 
     def for_request(self) -> Line:

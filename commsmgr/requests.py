@@ -17,6 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from commsmgr import config
 from commsmgr.backends import Backends, Line
@@ -25,6 +26,7 @@ from commsmgr.errors import (
     CommsError,
     DeadlineExceeded,
     HTTPStatusError,
+    NotRunning,
     PeerViolation,
     TokenError,
     TransportError,
@@ -98,6 +100,8 @@ class Requests:
         self._wall = wall
         self._random = random
         self._budget = RetryBudget()
+        self._sending: set[Deferred[HTTPResponse]] = set()
+        self._is_stopped = False
 
     def send(
         self,
@@ -126,13 +130,30 @@ class Requests:
         :raise TransportError: no answer; the last attempt's error.
         :raise TokenError: no token could be had.
         :raise DeadlineExceeded: the time was up; it says whether the request may have arrived.
+        :raise NotRunning: the manager was stopped meanwhile; the request may have arrived.
         """
         fields = dict(headers or {})
         if idempotency_key:
             fields["Idempotency-Key"] = idempotency_key
         request = _Request(method, path, body, content_type, fields, idempotency_key, check)
         ends = None if deadline is None else self._clock.seconds() + deadline
-        return Deferred.fromCoroutine(self._send(request, max(attempts or self._http.attempts, 1), ends))
+        sending = Deferred.fromCoroutine(self._send(request, max(attempts or self._http.attempts, 1), ends))
+        if not sending.called:
+            self._sending.add(sending)
+            sending.addBoth(self._sent, sending)
+        return sending
+
+    def stop(self) -> None:
+        """End every wait: whoever still waits for an answer is told that the manager was stopped."""
+        self._is_stopped = True
+        for sending in list(self._sending):
+            sending.cancel()
+
+    def _sent(self, outcome: HTTPResponse | Failure, sending: Deferred[HTTPResponse]) -> HTTPResponse | Failure:
+        self._sending.discard(sending)
+        if self._is_stopped and isinstance(outcome, Failure) and outcome.check(CancelledError):
+            raise NotRunning("the manager was stopped; the request may have arrived")
+        return outcome
 
     async def _send(self, request: _Request, attempts: int, ends: float | None) -> HTTPResponse:
         refused = arrived = False

@@ -288,7 +288,7 @@ class FakeHTTP:
     def _cancel(self, hanging: Deferred[HTTPResponse]) -> None:
         self.cancelled += 1
 
-    def close(self) -> Deferred[None]:
+    def close(self, within: float = 1.0) -> Deferred[None]:
         self.closed += 1
         return succeed(None)
 

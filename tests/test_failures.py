@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Coroutine, Sequence
+from itertools import cycle
 from random import Random
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.world import MACHINE, Runs, WorldTestCase, nothing_held, pause, quick
 
 V1, PLAIN = "commsmgr.v1", "plain"
 BOTH = (V1, PLAIN)
-WHILE = 0.12
+WHILE = 0.08
 """Seconds that a fault lasts, unless the story says otherwise."""
 
 WATCHFUL = config.WebSocket(
@@ -235,7 +236,7 @@ class Upgrades(Stories):
 
     def _each(self, within: float, *faults: dict[str, Any]) -> Deferred[None]:
         return self.told(
-            together(*(self.refused(dialect, within=within, **fault) for fault in faults for dialect in BOTH))
+            together(*(self.refused(dialect, within=within, **fault) for fault, dialect in zip(faults, cycle(BOTH))))
         )
 
     def test_trouble_of_the_backend(self) -> Deferred[None]:
@@ -252,7 +253,7 @@ class Upgrades(Stories):
 
     def test_captive_portal(self) -> Deferred[None]:
         """A web page instead of a WebSocket."""
-        return self._each(0.5, {"kind": "html"})
+        return self._each(0.5, {"kind": "html"}, {"kind": "html"})
 
     def test_redirect(self) -> Deferred[None]:
         """A redirect is no WebSocket, and is not followed."""
@@ -299,36 +300,29 @@ class Backend(Stories):
 
         return self.told(together(*map(story, BOTH)))
 
-    def test_closed_with_every_code(self) -> Deferred[None]:
-        """Close codes that ask for nothing but another connection."""
-        codes = (1000, 1001, 1002, 1003, 1007, 1009, 1010, 1012, 3000, 4000)
-        return self.told(
-            together(*(self.story(V1, fault={"kind": "close", "code": code}, lasts=0.05) for code in codes))
+    def _closed(self, *codes: int, **more: Any) -> Deferred[None]:
+        """Tell the story of each code, in one dialect or the other."""
+        stories = (
+            self.story(dialect, fault={"kind": "close", "code": code}, lasts=0.05, **more)
+            for code, dialect in zip(codes, cycle(BOTH))
         )
+        return self.told(together(*stories))
+
+    def test_closed(self) -> Deferred[None]:
+        """Close codes that ask for nothing but another connection."""
+        return self._closed(1000, 1001, 1002, 1009, 1012, 4000)
 
     def test_closed_with_a_code_that_does_not_exist(self) -> Deferred[None]:
         """Close codes that must not be on the wire."""
-        codes = (0, 999, 1005, 1006, 1015, 2999, 5000)
-        return self.told(
-            together(*(self.story(PLAIN, fault={"kind": "close", "code": code}, lasts=0.05) for code in codes))
-        )
+        return self._closed(0, 1005, 1006, 1015, 5000)
 
     def test_closed_in_trouble(self) -> Deferred[None]:
         """1011 and 1013: the backend is left alone a little longer."""
-        return self.told(
-            together(*(self.in_both(fault={"kind": "close", "code": code}, lasts=0.05) for code in (1011, 1013)))
-        )
+        return self._closed(1011, 1013)
 
     def test_closed_for_what_we_are(self) -> Deferred[None]:
         """1008 and 44xx: slowly, and then it goes on."""
-        return self.told(
-            together(
-                *(
-                    self.in_both(fault={"kind": "close", "code": code}, lasts=0.05, random=Low(), within=1.4)
-                    for code in (1008, 4401, 4403)
-                )
-            )
-        )
+        return self._closed(1008, 4401, 4403, random=Low())
 
     def test_closed_after_the_first_results(self) -> Deferred[None]:
         """Each connection is closed in the middle of the results."""
@@ -338,11 +332,8 @@ class Backend(Stories):
 class Malformed(Stories):
     """What no agent expects to get."""
 
-    def _form(self, form: str, counted: bool = True) -> Deferred[None]:
-        async def story() -> None:
-            await self.in_both(fault={"kind": "malformed", "form": form, "transport": "websocket"})
-
-        return self.told(story())
+    def _form(self, form: str) -> Deferred[None]:
+        return self.told(self.in_both(fault={"kind": "malformed", "form": form, "transport": "websocket"}))
 
     def test_garbage(self) -> Deferred[None]:
         """Half a JSON document."""
@@ -393,16 +384,13 @@ class Malformed(Stories):
 class OverHTTP(Stories):
     """Everything that can happen to HTTP while there is no WebSocket."""
 
-    def _faults(self, *faults: dict[str, Any], dialects: Sequence[str] = BOTH, **more: Any) -> Deferred[None]:
-        return self.told(
-            together(
-                *(
-                    self.story(dialect, fault={"transport": "http", **fault}, over_http=True, **more)
-                    for fault in faults
-                    for dialect in dialects
-                )
-            )
+    def _faults(self, *faults: dict[str, Any], **more: Any) -> Deferred[None]:
+        """Tell the story of each fault, in one dialect or the other."""
+        stories = (
+            self.story(dialect, fault={"transport": "http", **fault}, over_http=True, **more)
+            for fault, dialect in zip(faults, cycle(BOTH))
         )
+        return self.told(together(*stories))
 
     def test_trouble(self) -> Deferred[None]:
         """500, 502, 503 and 429."""
@@ -416,7 +404,7 @@ class OverHTTP(Stories):
 
     def test_captive_portal(self) -> Deferred[None]:
         """A portal's page says 200 to everything, and is no receipt."""
-        return self._faults({"kind": "html"})
+        return self._faults({"kind": "html"}, {"kind": "html"})
 
     def test_no_answer(self) -> Deferred[None]:
         """Requests are accepted and not answered, or cut."""
@@ -476,3 +464,53 @@ class Refusals(Stories):
             self.assertIn("404", event["reason"])
 
         return self.told(story())
+
+
+class Stopped(Stories):
+    """The agent is stopped while something is wrong: the way of SIGTERM, which comes when it likes."""
+
+    def test_in_the_middle_of_each(self) -> Deferred[None]:
+        """The stop keeps its deadline, and the next start delivers what this one could not."""
+        faults: tuple[dict[str, Any], ...] = (
+            {"kind": "refuse"},
+            {"kind": "hang"},
+            {"kind": "drop", "after": 1},
+            {"kind": "slow", "delay": 5},
+            {"kind": "status", "status": 503, "retry_after": 60},
+            {"kind": "html"},
+            {"kind": "no_ack"},
+            {"kind": "nack", "retry_after": 60},
+            {"kind": "crash"},
+            {"kind": "close", "after": 1},
+            {"kind": "silent"},
+            {"kind": "malformed", "form": "oversized"},
+            {"kind": "blackhole"},
+            {"kind": "blackhole", "direction": "in"},
+            {"kind": "blackhole", "direction": "out"},
+        )
+        return self.told(together(*(self.stopped(dialect, fault) for fault, dialect in zip(faults, cycle(BOTH)))))
+
+    async def stopped(self, dialect: str, fault: dict[str, Any]) -> None:
+        """Stop in the middle of ``fault``."""
+        backend = await self.backend(dialects=[dialect])
+        runs = Runs()
+        settings = quick(backend, self.spool(), stop_deadline=1.0, http=config.HTTP(timeout=5.0))
+        manager = self.manager(settings, handler=runs)
+        await manager.connect()
+        await until(lambda: backend.connected(MACHINE))
+        ids = [self.give(backend, "wait", number) for number in range(3)]
+        await until(lambda: runs.waiting == 3)
+        backend.faults.inject(**fault)
+        runs.release()
+        beat = manager.send_heartbeat().addBoth(lambda outcome: None)
+        await manager.send_inventory({"a": 1})
+        await pause(0.02)
+        began = reactor.seconds()
+        await manager.disconnect()
+        self.assertLess(reactor.seconds() - began, 1.3, f"{dialect} {fault}")
+        self.assertTrue(beat.called, "nobody is left waiting")
+        backend.faults.clear()
+        successor = self.manager(settings, handler=runs)
+        await successor.connect()
+        await until(lambda: len(backend.ledger.results()) == 3 and nothing_held(successor))
+        self.assert_once_and_in_order(backend, runs, ids, f"{dialect} {fault}")

@@ -195,6 +195,24 @@ class ConfigurableHTTPClient(MissionTestCase):
         with self.assertRaises(CancelledError):
             await sending
 
+    def test_compression(self) -> Deferred[None]:
+        """With compression asked for, large bodies travel as gzip, and messages as the backend can take them."""
+
+        async def story(dialect: str) -> None:
+            backend, manager = await self.connected(
+                dialect, http=config.HTTP(compress=True), websocket=config.WebSocket(compress=True, register_wait=0.1)
+            )
+            data = {"software": {"installed_applications": ["the same again"] * 10_000}}
+            await manager.send_inventory(data)
+            command_id = backend.send_command(MACHINE, "ask")
+            command = await manager.commands().get()
+            await manager.send_result(command.success("x" * 100_000))
+            self.assertEqual(100_000, len((await backend.when_result(command_id)).output))
+            await until(lambda: nothing_held(manager))
+            self.assertEqual(data, msgspec.json.decode(backend.ledger.inventory_of(MACHINE) or b"")["data"])
+
+        return Deferred.fromCoroutine(together(*map(story, BOTH)))
+
     async def test_wrong_calls(self) -> None:
         """What cannot be sent is refused at the call, with an error that says why."""
         _, manager = await self.connected()

@@ -32,7 +32,7 @@ from commsmgr.transport.body import gzipped
 from commsmgr.transport.call import Call, HTTPResponse
 from commsmgr.transport.deadline import within
 from commsmgr.transport.endpoint import Dialer
-from commsmgr.transport.pool import Pool
+from commsmgr.transport.pool import GRACE, Pool
 from commsmgr.urls import Target
 
 __all__ = ["Exchange", "HTTPClient", "HTTPResponse"]
@@ -156,15 +156,15 @@ class HTTPClient:
 
         return result.addBoth(ended)
 
-    def close(self) -> Deferred[None]:
+    def close(self, within: float = GRACE) -> Deferred[None]:
         """
         Cancel what is under way and close all connections. The client can be used again afterwards.
 
-        Fires when nothing of it is left on the reactor, after a second at the latest.
+        Fires when nothing of it is left on the reactor, after ``within`` seconds at the latest.
         """
         for exchange in list(self._running):
             exchange.cancel()
-        return Deferred.fromCoroutine(self._pool.close())
+        return Deferred.fromCoroutine(self._pool.close(min(within, GRACE)))
 
     async def _exchange(
         self, call: Call, body: bytes, content_type: str, headers: Mapping[str, str], token: str

@@ -153,12 +153,19 @@ class Pool(HTTPConnectionPool):
         protocol: IProtocol = connection.wrappedProtocol
         return protocol
 
-    async def close(self) -> None:
-        """Close all connections, in good manners for :data:`GRACE` seconds; return when they are gone."""
+    async def close(self, within: float) -> None:
+        """Close all connections, in good manners for ``within`` seconds; return when they are gone."""
         connections = list(self._open)
         self.closeCachedConnections()
         for connection in connections:
             connection.loseConnection()
+        abort = self._clock.callLater(within, self._abort)
         await gatherResults([connection.lost for connection in connections])
+        if abort.active():
+            abort.cancel()
         # Attempts that were cancelled just now leave the reactor in its next turn.
         await deferLater(self._clock, 0)
+
+    def _abort(self) -> None:
+        for connection in list(self._open):
+            connection.abortConnection()
