@@ -103,7 +103,7 @@ class Run:
         )
         self.backends = Backends(
             [self._line(backend, events) for backend in config.backends],
-            websocket=config.websocket.enabled,
+            whole=config,
             clock=reactor,
             metrics=self.metrics,
         )
@@ -156,7 +156,6 @@ class Run:
             random=env.random,
             dialer=self._dialer,
             token=self._token,
-            breaker=breaker,
             metrics=self.metrics,
             conversation=self._conversation,
             events=events,
@@ -170,7 +169,7 @@ class Run:
             on_exchange=lambda exchange: self._exchanged(name, exchange),
             user_agent=self._user_agent,
         )
-        return Line(name=name, settings=backend, http_target=target, breaker=breaker, http=http, link=link)
+        return Line(name=name, http_target=target, breaker=breaker, http=http, link=link)
 
     def _build_reports(self) -> None:
         env, config = self._environment, self._config
@@ -401,5 +400,3 @@ class Run:
         self.metrics.exchange(exchange.route, exchange.outcome, exchange.seconds)
         self.metrics.traffic("out", "http", exchange.bytes_out)
         self.metrics.traffic("in", "http", exchange.bytes_in)
-        if exchange.outcome == "2xx":
-            self.metrics.receipt(name)

@@ -1,15 +1,22 @@
 """
 The ordered list of backends: which one the WebSocket goes to, which one the next HTTP request goes to.
 
-One backend is active at a time. When its breaker opens, the first backend in the list that works takes over. A
-preferred backend comes back by proof, not by hope: when its breaker lets a probe through, the next HTTP request
-(usually a heartbeat) goes there; its success closes the breaker and the WebSocket moves back. The old link is said
-goodbye to before the new one is started, so that a machine never has two.
+One backend is active at a time, at first the first. Theory of operation:
+
+- *Away.* When the active backend's WebSocket has failed ``breaker.failures`` times in a row, the next one that has
+  not failed lately takes over; if all have, the one whose failure is longest ago.
+- *Back.* A preferred backend comes back by proof, not by hope: from ``reconnect.return_after`` seconds after it was
+  left the next HTTP request (usually a heartbeat) goes there first, and its success moves the WebSocket back. While
+  the active one does not work either, any backend that answers is turned to at once.
+- *HTTP* goes to the active backend unless its breaker is open, then to the others in order. The breaker sees HTTP
+  only: a WebSocket that some proxy cuts must not close the way around it.
+
+The old link is said goodbye to before the new one is started, so that a machine never has two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
@@ -32,37 +39,46 @@ GOODBYE = 5.0
 
 @dataclass(slots=True)
 class Line:
-    """One backend: its settings, its breaker, and the two transports to it."""
+    """
+    One backend: its breaker, and the two transports to it.
+
+    :ivar last_receipt: when it last proved that it takes what is sent, in seconds since the epoch; 0 for never.
+    :ivar reachable: whether the last exchange with it went well.
+    :ivar left_at: when its WebSocket was last given up for another backend's, by the reactor's clock.
+    """
 
     name: str
-    settings: config.Backend
     http_target: Target
     breaker: Breaker
     http: HTTPClient
     link: Link
     last_receipt: float = 0.0
     reachable: bool = False
+    left_at: float | None = None
 
 
 class Backends:
     """
     Chooses among the lines, and moves the WebSocket when the choice changes.
 
-    :param websocket: false when only HTTP is wanted.
+    :param whole: ``breaker.failures``, ``reconnect.return_after``, ``websocket.enabled``.
     """
 
     log = Logger()
 
-    def __init__(self, lines: Sequence[Line], *, websocket: bool, clock: IReactorTime, metrics: Metrics) -> None:
+    def __init__(self, lines: Sequence[Line], *, whole: config.Config, clock: IReactorTime, metrics: Metrics) -> None:
         self.lines = tuple(lines)
         self.active = self.lines[0]
-        self._websocket = websocket
+        self._websocket = whole.websocket.enabled
+        self._failures = whole.breaker.failures
+        self._return_after = whole.reconnect.return_after
         self._clock = clock
         self._metrics = metrics
         self._running = False
         self._moving = False
         for line in self.lines:
             line.breaker.on_change = lambda state, line=line: self._breaker_changed(line, state)
+            line.link.on_failed = lambda line=line: self._link_failed(line)
 
     def start(self) -> None:
         """Begin with the first backend of the list."""
@@ -71,20 +87,16 @@ class Backends:
         if self._websocket and not self._moving:
             self.active.link.start()
 
-    async def stop(self, deadline: float) -> int:
-        """
-        Say goodbye on every link and close every connection.
-
-        :return: how many entries were in flight without a receipt.
-        """
+    async def stop(self, deadline: float) -> None:
+        """Say goodbye on every link and close every connection, within ``deadline`` seconds."""
         self._running = False
         ends = self._clock.seconds() + deadline
-        without_receipt = 0
         for line in self.lines:
-            # A link that is not let go in good manners must not use up the time of the connections after it.
-            without_receipt += await line.link.stop(max((ends - self._clock.seconds()) * 0.7, 0.1))
-            await line.http.close(max(ends - self._clock.seconds(), 0.1))
-        return without_receipt
+            await line.link.stop(max(ends - self._clock.seconds(), 0.1))
+            await line.http.close()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # HTTP
 
     def for_request(self) -> Line:
         """
@@ -92,14 +104,41 @@ class Backends:
 
         :raise BreakerOpen: every backend is being left alone; it says for how long.
         """
-        for line in self.lines:
+        for line in self._in_order():
             if line.breaker.try_acquire():
                 return line
         wait = min(line.breaker.retry_in() for line in self.lines)
         raise BreakerOpen(f"every backend failed too often; the next probe is in {wait:.1f} s", retry_in=wait)
 
+    def _in_order(self) -> Iterator[Line]:
+        preferred = self.lines[: self.lines.index(self.active)]
+        yield from (line for line in preferred if self._may_return(line))
+        yield self.active
+        yield from (line for line in self.lines if line is not self.active)
+
+    def _may_return(self, line: Line) -> bool:
+        """Whether a line that was left may be tried again; a clock that stepped back must not make that later."""
+        return line.left_at is None or not 0 <= self._clock.seconds() - line.left_at < self._return_after
+
+    def answered(self, line: Line, *, works: bool, receipt_at: float | None) -> None:
+        """
+        An HTTP exchange with ``line``, for which its breaker had given a permit, is over.
+
+        :param works: whether the outcome speaks for the backend.
+        :param receipt_at: when it took what was sent, in seconds since the epoch; None when it did not.
+        """
+        line.reachable = works
+        if works:
+            line.breaker.succeeded()
+        else:
+            line.breaker.failed()
+        if receipt_at is not None:
+            self.receipt(line.name, receipt_at)
+            self._proven(line)
+
     def receipt(self, name: str, at: float) -> None:
         """The backend ``name`` has just proven that it takes what is sent; ``at`` is in seconds since the epoch."""
+        self._metrics.receipt(name)
         for line in self.lines:
             if line.name == name:
                 line.last_receipt = at
@@ -108,33 +147,49 @@ class Backends:
     def _breaker_changed(self, line: Line, state: str) -> None:
         self._metrics.breaker(line.name, state)
         self.log.info("the breaker of {backend} is {state}", event="breaker.changed", backend=line.name, state=state)
-        if state == "closed" and line is self.active:
-            line.link.permit_free()
-        self._reconsider()
 
-    def _reconsider(self) -> None:
+    # -----------------------------------------------------------------------------------------------------------------
+    # Moving
+
+    def _proven(self, line: Line) -> None:
+        """A backend has answered over HTTP: is it a better one?"""
+        preferred = self.lines.index(line) < self.lines.index(self.active)
+        # Without WebSockets the one that answers is the active one, as far as there is such a thing.
+        stuck = self._works_not(self.active) or not self._websocket
+        if line is not self.active and (stuck or (preferred and self._may_return(line))):
+            self._turn_to(line, proven=True)
+
+    def _link_failed(self, line: Line) -> None:
+        line.reachable = False
+        if line is not self.active or not self._works_not(line):
+            return
+        line.left_at = self._clock.seconds()
+        others = [other for other in self.lines if other is not line]
+        if others:
+            longest_left = min(others, key=lambda other: other.left_at or 0.0)
+            name = choose([Candidate(other.name, self._may_return(other)) for other in others], longest_left.name)
+            self._turn_to(next(other for other in others if other.name == name), proven=False)
+
+    def _works_not(self, line: Line) -> bool:
+        return line.link.failures >= self._failures
+
+    def _turn_to(self, line: Line, *, proven: bool) -> None:
         if not self._running or self._moving:
             return
-        candidates = [Candidate(line.name, line.breaker.state == "closed") for line in self.lines]
-        name = choose(candidates, self.active.name)
-        chosen = next(line for line in self.lines if line.name == name)
-        if chosen is not self.active:
+        old, self.active = self.active, line
+        self.log.warn("moving from {old} to {backend}", event="backends.moved", old=old.name, backend=line.name)
+        if self._websocket:
             self._moving = True
-            Deferred.fromCoroutine(self._move(chosen)).addErrback(self._move_failed)
+            Deferred.fromCoroutine(self._move(old, line, proven)).addErrback(self._move_failed)
 
-    async def _move(self, chosen: Line) -> None:
-        old, self.active = self.active, chosen
-        self.log.warn("moving from {old} to {backend}", event="backends.moved", old=old.name, backend=chosen.name)
+    async def _move(self, old: Line, new: Line, proven: bool) -> None:
         try:
-            if self._websocket:
-                await old.link.stop(GOODBYE)
+            await old.link.stop(GOODBYE)
         finally:
             # Even when the goodbye failed by a defect: an agent without any link would be worse.
             self._moving = False
-            if self._running and self._websocket:
-                chosen.link.start()
-        # The world may have changed while the old link took its leave.
-        self._reconsider()
+            if self._running:
+                new.link.start(afresh=proven)
 
     def _move_failed(self, failure: Failure) -> None:
         self.log.failure("moving to another backend failed", failure, event="backends.move-failed")

@@ -118,11 +118,20 @@ class Reconnect(_Section, frozen=True, kw_only=True):
 
     base: Annotated[float, _seconds("first upper bound of the wait", gt=0, le=3600)] = 1.0
     cap: Annotated[float, _seconds("largest upper bound of the wait", gt=0, le=86400)] = 60.0
-    retry_after_cap: Annotated[float, _seconds("longest Retry-After or goaway that is taken at its word; jitter comes on top", ge=0, le=86400)] = 300.0
+    return_after: Annotated[
+        float, _seconds("how long a preferred backend that was left is not returned to", ge=0, le=86400)
+    ] = 300.0
+    retry_after_cap: Annotated[
+        float, _seconds("longest Retry-After or goaway that is taken at its word; jitter comes on top", ge=0, le=86400)
+    ] = 300.0
 
 
 class Breaker(_Section, frozen=True, kw_only=True):
-    """Leaves a backend alone that failed several times in a row."""
+    """
+    Leaves a backend alone whose HTTP answers failed several times in a row.
+
+    As many failures of its WebSocket in a row make the agent turn to the next backend of the list.
+    """
 
     failures: Annotated[int, _count("failures in a row that open the breaker", le=1000)] = 5
     open_for: Annotated[float, _seconds("how long it stays open before one probe is let through", gt=0, le=3600)] = 15.0

@@ -17,43 +17,32 @@ The state lane always goes over HTTP: the protocol has no other way for an inven
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr import config
-from commsmgr.errors import BreakerOpen, CommsError, HTTPStatusError, NotRunning, SpoolError
+from commsmgr.errors import NotRunning, SpoolError
+from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import OpenLink
-from commsmgr.policy.backoff import full_jitter
-from commsmgr.policy.retry import Permanent, Refused, judge
-from commsmgr.requests import Requests, not_html
+from commsmgr.posting import Posting
+from commsmgr.requests import Requests
 from commsmgr.session.conversation import Nacked
 from commsmgr.spool import Entry, Lane, Outbox
 from commsmgr.transport.http import HTTPResponse
 from commsmgr.waiters import Waiters
 
-PATHS = {"command_result": "/commands/result", "inventory": "/inventory"}
-"""Where each kind of entry goes over HTTP."""
+SHORTEST_PAUSE = 0.5
+"""Seconds that a lane waits at least when the backend asks for an entry again later, even if it says "at once"."""
 
-REFUSALS = 20
-"""So often a backend may ask to have one entry again later, before it counts as refused for good and lets others by."""
-
-
-def _refusal(error: CommsError) -> str:
-    """
-    Return why the backend will never take this very entry, or nothing when it has not said so.
-
-    Only a 4xx judges the entry. A redirect or a 501 judges the way: it comes from a portal, a proxy or a wrong URL, and
-    must not turn a whole outbox into dead letters.
-    """
-    if isinstance(error, HTTPStatusError) and 400 <= error.status < 500 and isinstance(judge(error.status), Permanent):
-        return f"HTTP {error.status}"
-    return ""
+RESTART = 30.0
+"""Seconds after which a lane goes on that a defect of ours has stopped."""
 
 
 class Delivery:
@@ -79,10 +68,8 @@ class Delivery:
         on_receipt: Callable[[Entry, HTTPResponse], None],
     ) -> None:
         self._outbox = outbox
-        self._requests = requests
         self._config = whole
         self._clock = clock
-        self._random = random
         self._timestamp = timestamp
         self._metrics = metrics
         self._on_receipt = on_receipt
@@ -93,13 +80,26 @@ class Delivery:
         self._way_lost_at = 0.0
         self._link_delivered = False
         self._paused_until = 0.0
-        self._refusals: dict[int, int] = {}
+        self._paused_by = ""
+        self._rewind_when_empty = False
         self._news: dict[Lane, Waiters[None]] = {lane: Waiters() for lane in Lane}
         self._readers = {lane: outbox.reader(lane) for lane in Lane}
-        self._failures = dict.fromkeys(Lane, 0)
-        self._next_post = dict.fromkeys(Lane, 0.0)
+        self._posting = {
+            lane: Posting(
+                reader,
+                requests,
+                whole=whole,
+                clock=clock,
+                random=random,
+                metrics=metrics,
+                delivered=self._delivered,
+                given_up=lambda entry, reason: self._bury(entry.seq, entry.id, reason),
+            )
+            for lane, reader in self._readers.items()
+        }
         self._progress: Waiters[None] = Waiters()
         self._sent: dict[int, tuple[str, float]] = {}
+        self._burst = Burst(clock.seconds)
         self._loops: list[Deferred[None]] = []
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -111,8 +111,8 @@ class Delivery:
         for lane, reader in self._readers.items():
             reader.on_ready = lambda lane=lane: self._wake(lane)
         self._loops = [
-            Deferred.fromCoroutine(loop).addErrback(self._loop_ended)
-            for loop in (self._deliver_events(), self._deliver_states())
+            Deferred.fromCoroutine(self._for_ever(lane, step)).addErrback(lambda failure: failure.trap(CancelledError))
+            for lane, step in ((Lane.EVENT, self._deliver_event), (Lane.STATE, self._deliver_state))
         ]
 
     async def flush(self, deadline: float) -> None:
@@ -134,9 +134,22 @@ class Delivery:
         for reader in self._readers.values():
             reader.on_ready = None
 
-    def _loop_ended(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self.log.failure("delivery stopped by a defect", failure, event="delivery.failed")
+    async def _for_ever(self, lane: Lane, step: Callable[[], Awaitable[None]]) -> None:
+        """Take one step after the other. A defect must not end a lane for good: it is logged, and the lane goes on."""
+        while True:
+            try:
+                await step()
+            except CancelledError:
+                raise
+            except Exception:
+                self.log.failure(
+                    "the {lane} lane was stopped by a defect; it goes on in {wait:.0f} s",
+                    event="delivery.failed",
+                    lane=lane.name,
+                    wait=RESTART,
+                )
+                await deferLater(self._clock, RESTART)
+                self._readers[lane].rewind()
 
     # -----------------------------------------------------------------------------------------------------------------
     # What links report
@@ -145,7 +158,9 @@ class Delivery:
         """Results may travel over ``link`` from now on, beginning with the oldest that has no receipt."""
         self._link = link
         self._link_up_at = self._clock.seconds()
-        self._paused_until = 0.0
+        if link.backend != self._paused_by:
+            # Another backend has not asked for anything yet; the one that has keeps its pause across links.
+            self._paused_until = 0.0
         self._readers[Lane.EVENT].rewind()
         self._wake(Lane.EVENT)
 
@@ -168,7 +183,6 @@ class Delivery:
         """The backend has these entries."""
         self._link_delivered = True
         for seq in seqs:
-            self._refusals.pop(seq, None)
             self._trace(seq)
         self._metrics.message("command_result", "out", "acked", len(seqs))
         self._forget(seqs)
@@ -178,45 +192,47 @@ class Delivery:
         """
         The backend did not take an entry.
 
-        With ``retry_after`` the whole lane pauses and then goes again from that entry: its order is kept. A backend
-        that asks for the same entry too often loses it, so that one entry never blocks the lane for ever.
+        With ``retry_after`` the lane pauses and then goes again from that entry, as often as the backend asks. What was
+        in flight behind it arrives before it: that is what the backend wants, and it is how one entry never blocks the
+        others.
         """
-        again = self._refusals.get(seq, 0) + 1
-        if refusal.retry_after is None or again >= REFUSALS:
-            self._refusals.pop(seq, None)
-            self._bury(seq, refusal.id, f"nack {refusal.code}: {refusal.message}"[:200])
+        if refusal.retry_after is None:
+            self._bury(seq, refusal.id, f"refused: {refusal.code} {refusal.message}"[:200])
         else:
-            self._refusals[seq] = again
             now = self._clock.seconds()
             if self._paused_until <= now:
                 # Once: of a whole window that is refused, each would have the same page read again.
                 self._readers[Lane.EVENT].rewind()
-            wait = min(refusal.retry_after, self._config.reconnect.retry_after_cap)
+            wait = min(max(refusal.retry_after, SHORTEST_PAUSE), self._config.reconnect.retry_after_cap)
             self._paused_until = max(self._paused_until, now + wait)
+            self._paused_by = link.backend
             self._metrics.message("command_result", "out", "deferred")
         self._wake(Lane.EVENT)
 
     # -----------------------------------------------------------------------------------------------------------------
     # The event lane
 
-    async def _deliver_events(self) -> None:
-        while True:
-            now = self._clock.seconds()
-            link = self._link
-            due = self._way_lost_at + self._fallback_after
-            if self._paused_until > now:
-                await self._news_or(Lane.EVENT, self._paused_until - now)
-            elif link is not None:
-                self._fill(link)
-                await self._news[Lane.EVENT].wait()
-            elif (wait := max(due, self._next_post[Lane.EVENT]) - now) > 0:
-                await self._news_or(Lane.EVENT, wait)
-            else:
-                await self._post_next(Lane.EVENT)
+    async def _deliver_event(self) -> None:
+        """Do what can be done for the lane now, or wait for news of it."""
+        now = self._clock.seconds()
+        link = self._link
+        due = self._way_lost_at + self._fallback_after
+        if self._paused_until > now:
+            await self._news_or(Lane.EVENT, self._paused_until - now)
+        elif link is not None:
+            self._fill(link)
+            await self._news[Lane.EVENT].wait()
+        elif (wait := max(due - now, self._posting[Lane.EVENT].wait)) > 0:
+            await self._news_or(Lane.EVENT, wait)
+        elif not await self._posting[Lane.EVENT].send_next():
+            await self._news[Lane.EVENT].wait()
 
     def _fill(self, link: OpenLink) -> None:
         """Put as much in flight as the window admits."""
         reader = self._readers[Lane.EVENT]
+        if self._rewind_when_empty and not link.in_flight:
+            self._rewind_when_empty = False
+            reader.rewind()
         while link.sendable:
             size = reader.peek_size()
             if size is None or not link.admits(size):
@@ -224,7 +240,9 @@ class Delivery:
             count, free = link.room
             entries = reader.take(max(count, 1), max(free, size))
             # After a rewind the reader gives out again what is still in flight on this very link.
-            fresh = [entry for entry in entries if not link.carries(entry.seq)]
+            fresh = [entry for entry in entries if not link.carries(entry)]
+            if len(fresh) != len(entries):
+                self._rewind_when_empty = True
             if fresh:
                 link.send(fresh, self._timestamp())
                 if self._config.observe.log_level == "debug":
@@ -234,71 +252,21 @@ class Delivery:
     # -----------------------------------------------------------------------------------------------------------------
     # The state lane
 
-    async def _deliver_states(self) -> None:
-        while True:
-            wait = self._next_post[Lane.STATE] - self._clock.seconds()
-            if wait > 0:
-                await self._news_or(Lane.STATE, wait)
-            else:
-                await self._post_next(Lane.STATE)
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Over HTTP
-
-    async def _post_next(self, lane: Lane) -> None:
-        """Send the lane's next entry over HTTP, or wait for one."""
-        reader = self._readers[lane]
-        entries = reader.take(1, 1)
-        if not entries:
-            await self._news[lane].wait()
-            return
-        entry = entries[0]
-        try:
-            response = await self._requests.send(
-                "POST", PATHS[entry.kind], body=entry.body, idempotency_key=entry.id, attempts=1, check=not_html
-            )
-        except CommsError as error:
-            if reason := _refusal(error):
-                self._metrics.message(entry.kind, "out", "refused")
-                self._bury(entry.seq, entry.id, reason)
-            else:
-                self._failed(entry, error)
-                reader.rewind()
-            return
-        self._failures[lane] = 0
-        self._metrics.message(entry.kind, "out", "acked")
-        self._forget([entry.seq])
-        with self.log.failuresHandled("what follows a receipt failed", event="delivery.receipt-failed"):
-            self._on_receipt(entry, response)
-
-    def _failed(self, entry: Entry, error: CommsError) -> None:
-        """Say from when on the lane may try again over HTTP; a WebSocket that comes up before then does not wait."""
-        failures = self._failures[entry.lane]
-        self._failures[entry.lane] = failures + 1
-        self._metrics.message(entry.kind, "out", "failed")
-        floor = 0.0
-        if isinstance(error, HTTPStatusError):
-            # 401 after a fresh token: nothing but another token helps, so it is asked for slowly. A redirect and the
-            # like: nothing but another URL does.
-            hopeless = isinstance(judge(error.status), Permanent | Refused)
-            slow = self._config.auth.refused_delay if hopeless else 0.0
-            floor = max(slow, error.retry_after or 0.0)
-        elif isinstance(error, BreakerOpen):
-            floor = error.retry_in
-        pace = self._config.reconnect
-        wait = full_jitter(failures, base=pace.base, cap=pace.cap, random=self._random, floor=floor)
-        self._next_post[entry.lane] = self._clock.seconds() + wait
-        self.log.info(
-            "{kind} {message_id} not delivered over HTTP: {error}; again in {wait:.1f} s",
-            event="delivery.retry",
-            kind=entry.kind,
-            message_id=entry.id,
-            error=str(error),
-            wait=wait,
-        )
+    async def _deliver_state(self) -> None:
+        """Send the lane's next entry, or wait for one."""
+        posting = self._posting[Lane.STATE]
+        if (wait := posting.wait) > 0:
+            await self._news_or(Lane.STATE, wait)
+        elif not await posting.send_next():
+            await self._news[Lane.STATE].wait()
 
     # -----------------------------------------------------------------------------------------------------------------
     # Inside
+
+    def _delivered(self, entry: Entry, response: HTTPResponse) -> None:
+        self._forget([entry.seq])
+        with self.log.failuresHandled("what follows a receipt failed", event="delivery.receipt-failed"):
+            self._on_receipt(entry, response)
 
     def _forget(self, seqs: Sequence[int]) -> None:
         forgetting = self._outbox.forget(seqs)
@@ -329,13 +297,15 @@ class Delivery:
                 timer.cancel()
 
     def _bury(self, seq: int, message_id: str, reason: str) -> None:
-        self._metrics.dropped("refused", 1)
-        self.log.warn(
-            "the backend refused {message_id} for good: {reason}; it is kept as a dead letter",
-            event="delivery.refused",
-            message_id=message_id,
-            reason=reason,
-        )
+        suppressed = self._burst.allow(reason.partition(":")[0])
+        if suppressed is not None:
+            self.log.warn(
+                "{message_id} cannot be delivered: {reason}; it is kept as a dead letter ({suppressed} more before)",
+                event="delivery.refused",
+                message_id=message_id,
+                reason=reason,
+                suppressed=suppressed,
+            )
         burying = self._outbox.bury(seq, reason)
         burying.addErrback(self._spool_failed)
         burying.addCallback(self._progress.fire)

@@ -2,8 +2,10 @@
 The WebSocket to one backend, attempt after attempt.
 
 A :class:`Link` is the handler of one :class:`~commsmgr.transport.websocket.WebSocketClient`: it says what each attempt
-carries (a fresh token, a permit of the breaker), opens an :class:`~commsmgr.openlink.OpenLink` on each connection that
-comes of it, and decides by :mod:`commsmgr.policy.reconnect` how long to wait when one is over.
+carries (a fresh token), opens an :class:`~commsmgr.openlink.OpenLink` on each connection that
+comes of it, decides by :mod:`commsmgr.policy.reconnect` how long to wait when one is over, and counts the failures in
+a row, by which :mod:`commsmgr.backends` turns to another backend. The breaker is not asked: it guards HTTP, and a
+WebSocket that some proxy cuts must not close the way around it.
 """
 
 from __future__ import annotations
@@ -17,11 +19,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from commsmgr import config
-from commsmgr.errors import BreakerOpen, ClosedByPeer, CommsError, NotRunning, UpgradeRefused
+from commsmgr.errors import ClosedByPeer, CommsError, NotRunning, UpgradeRefused
 from commsmgr.interfaces import TokenProvider
 from commsmgr.observe.metrics import Metrics, reason_label
 from commsmgr.openlink import LinkEvents, OpenLink
-from commsmgr.policy.breaker import Breaker
 from commsmgr.policy.reconnect import delay
 from commsmgr.policy.retry import counts_against_backend
 from commsmgr.session.conversation import Conversation, GoingAway
@@ -32,6 +33,9 @@ from commsmgr.urls import backend_name, websocket_target
 
 V1 = "commsmgr.v1"
 
+GOODBYE = 30.0
+"""Seconds for the receipts of what is in flight when a backend announces that it leaves."""
+
 
 class Link:
     """
@@ -41,6 +45,8 @@ class Link:
     :param conversation: makes the conversation for a new connection, given whether commsmgr.v1 was selected.
     :param redact: takes secrets out of what operators read in :attr:`state` and :attr:`last_error`.
     :param wall: seconds since the epoch, for what operators read.
+    :ivar failures: attempts and connections in a row that failed by the backend's fault, none of them registered.
+    :ivar on_failed: called after each of them.
     """
 
     log = Logger()
@@ -55,7 +61,6 @@ class Link:
         random: Random,
         dialer: Dialer,
         token: TokenProvider,
-        breaker: Breaker,
         metrics: Metrics,
         conversation: Callable[[bool], Conversation],
         events: LinkEvents,
@@ -66,21 +71,21 @@ class Link:
         self.state: LinkState = Idle()
         self.open: OpenLink | None = None
         self.last_error = ""
+        self.failures = 0
+        self.on_failed: Callable[[], None] | None = None
         self._config = whole
         self._clock = reactor
         self._wall = wall
         self._random = random
         self._token = token
-        self._breaker = breaker
         self._metrics = metrics
         self._conversation = conversation
         self._events = events
         self._redact = redact
         self._token_in_use = ""
-        self._holds_permit = False
-        self._waits_for_permit = False
         self._floor = 0.0
         self._wanted = False
+        self._leaving = False
         self.client = WebSocketClient(
             reactor,
             websocket_target(backend),
@@ -96,15 +101,17 @@ class Link:
     # -----------------------------------------------------------------------------------------------------------------
     # Wanted or not
 
-    def start(self) -> None:
-        """Begin to connect, and keep at it."""
-        self._wanted = True
-        self.client.start()
+    def start(self, *, afresh: bool = False) -> None:
+        """
+        Begin to connect, and keep at it.
 
-    def permit_free(self) -> None:
-        """The breaker has closed: who waits for nothing but its permit need not wait on."""
-        if self._waits_for_permit:
-            self.client.retry_now()
+        :param afresh: forget earlier failures, because the backend has proven since then that it lives.
+        """
+        self._wanted = True
+        if afresh:
+            self.failures = 0
+            self.client.resetDelay()
+        self.client.start()
 
     async def stop(self, deadline: float) -> int:
         """
@@ -138,20 +145,15 @@ class Link:
     # WebSocketHandler
 
     def websocket_headers(self) -> Deferred[Mapping[str, str]]:
-        """Ask the breaker for a permit, then the provider for a token."""
+        """Ask the provider for a token."""
         return Deferred.fromCoroutine(self._headers())
 
     async def _headers(self) -> Mapping[str, str]:
-        if not self._breaker.try_acquire():
-            wait = self._breaker.retry_in()
-            raise BreakerOpen(f"{self.name} failed too often; the next probe is in {wait:.1f} s", retry_in=wait)
-        self._holds_permit = True
         self._token_in_use = await self._token.get()
         return {"Authorization": f"Bearer {self._token_in_use}"} if self._token_in_use else {}
 
     def websocket_connecting(self) -> None:
         """An attempt begins."""
-        self._waits_for_permit = False
         self.state = Connecting(self._wall())
 
     def websocket_opened(self, connection: Connection) -> None:
@@ -192,12 +194,10 @@ class Link:
         """An attempt or a connection is over; return how many seconds to wait before the next one."""
         link, self.open = self.open, None
         lost = link.ended() if link is not None else 0
-        self._account(error)
         if isinstance(error, NotRunning) or not self._wanted:
             return self._left(link)
         wait = self._wait_after(error)
         self.last_error = self._redact(str(error))
-        self._waits_for_permit = isinstance(error, BreakerOpen)
         label = reason_label(error)
         self._metrics.link_ended(self.name, label)
         self.log.info(
@@ -212,11 +212,17 @@ class Link:
         self.state = Waiting(self.last_error, self._wall() + wait, self.client.attempts)
         if link is not None and link.registered:
             self._events.ended(link)
+        if counts_against_backend(error) and not self._leaving:
+            self.failures += 1
+            if self.on_failed is not None:
+                self.on_failed()
+        self._leaving = False
         return wait
 
     def _left(self, link: OpenLink | None) -> float:
         """We wanted the end, whoever brought it about: nothing has failed, and nothing is waited for."""
         self._floor = 0.0
+        self._leaving = False
         self._metrics.link_ended(self.name, None)
         self.log.info("left {backend}", event="link.left", backend=self.name)
         self.state = Idle()
@@ -224,25 +230,14 @@ class Link:
             self._events.ended(link)
         return 0.0
 
-    def _account(self, error: CommsError) -> None:
-        """Tell the breaker how the attempt went: a backend that registered us and hung up later has not failed."""
-        if self._holds_permit:
-            self._holds_permit = False
-            if counts_against_backend(error):
-                self._breaker.failed()
-            else:
-                self._breaker.released()
-
     def _wait_after(self, error: CommsError) -> float:
         match error:
             case UpgradeRefused(status=401) | ClosedByPeer(code=4401):
                 self._token.refused(self._token_in_use)
         floor, self._floor = self._floor, 0.0
-        # Waiting for a permit is no attempt that failed: it must not make the next waits longer.
-        failed = 0 if isinstance(error, BreakerOpen) else max(self.client.attempts - 1, 0)
         wait = delay(
             error,
-            failed,
+            max(self.client.attempts - 1, 0),
             settings=self._config.reconnect,
             refused_delay=self._config.auth.refused_delay,
             random=self._random,
@@ -256,8 +251,7 @@ class Link:
         link = self.open
         assert link is not None
         dialect = V1 if link.v1 else "plain"
-        self._holds_permit = False
-        self._breaker.succeeded()
+        self.failures = 0
         self.last_error = ""
         self._metrics.link_registered(self.name, dialect)
         self.log.info(
@@ -274,10 +268,14 @@ class Link:
         """
         cap = self._config.reconnect.retry_after_cap
         self._floor = min(notice.reconnect_after, cap) + self._random.uniform(0, min(notice.window, cap))
+        self._leaving = True
         self.log.info(
             "{backend} is going away; back in {wait:.1f} s", event="link.goaway", backend=self.name, wait=self._floor
         )
         link = self.open
         if link is not None:
             self.state = Draining(self._wall())
-            link.drain().addCallback(lambda _: link.close())
+            # A backend that leaves but acknowledges nothing any more must not hold us.
+            draining = link.drain().addTimeout(GOODBYE, self._clock)
+            draining.addErrback(lambda failure: failure.trap(defer.TimeoutError))
+            draining.addCallback(lambda _: link.close())

@@ -3,7 +3,7 @@ One open WebSocket: the conversation on it, its keep-alive, what is in flight, a
 
 Theory of operation. An :class:`OpenLink` lives from the opening of one connection to its end and is never used again.
 The pure parts decide (:class:`~commsmgr.session.conversation.Conversation` what a message means,
-:class:`~commsmgr.session.keepalive.KeepAlive` when to ask whether the peer lives,
+:class:`~commsmgr.liveness.Liveness` whether the peer lives,
 :class:`~commsmgr.session.barrier.Barrier` what a pong proves, :class:`~commsmgr.session.window.Window` how much may be
 in flight); this module carries their decisions to the connection and the news to the owner.
 
@@ -24,6 +24,7 @@ from twisted.logger import Logger
 
 from commsmgr import config
 from commsmgr.errors import PeerSilent
+from commsmgr.liveness import Liveness
 from commsmgr.messages import Push
 from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
@@ -40,7 +41,6 @@ from commsmgr.session.conversation import (
     Reply,
     SettingsArrived,
 )
-from commsmgr.session.keepalive import Dead, KeepAlive, SendPing, Wait
 from commsmgr.session.window import Window
 from commsmgr.spool import Entry
 from commsmgr.waiters import Waiters
@@ -70,6 +70,10 @@ class LinkEvents:
     command: Callable[[OpenLink, CommandArrived], None]
     pushed: Callable[[Push], None]
     settings: Callable[[SettingsArrived], None]
+
+
+REPLIES = 256 << 10
+"""Bytes of answers to a peer's questions that are written without a proof that it reads them."""
 
 
 class OpenLink:
@@ -113,16 +117,16 @@ class OpenLink:
         self._on_going_away = on_going_away
         self._window = Window(settings.window_messages, settings.window_bytes)
         self._barrier = Barrier(nonce)
-        self._keepalive = KeepAlive(
-            settings.ping_interval,
-            settings.ping_timeout,
-            clock.seconds(),
-            pong_timeout=max(settings.receipt_timeout, settings.ping_interval + settings.ping_timeout),
+        self._liveness = Liveness(
+            settings,
+            clock,
+            in_flight=self._window.__len__,
+            ping=lambda: connection.ping(self._barrier.probe()),
+            dead=connection.kill,
         )
-        self._progress_at = clock.seconds()
         self._acks: list[str] = []
+        self._replied = 0
         self._ack_call: IDelayedCall | None = None
-        self._check_call: IDelayedCall | None = None
         self._register_call: IDelayedCall | None = None
         self._drained: Waiters[int] = Waiters()
         self._draining = False
@@ -137,7 +141,7 @@ class OpenLink:
         self._send(self._conversation.open(), "register")
         wait = self._settings.register_timeout if self.v1 else self._settings.register_wait
         self._register_call = self._clock.callLater(wait, self._registration_unanswered)
-        self._check()
+        self._liveness.start()
 
     def _registration_unanswered(self) -> None:
         self._register_call = None
@@ -158,14 +162,15 @@ class OpenLink:
 
     def heard(self) -> None:
         """Some bytes came: the peer lives."""
-        self._keepalive.heard(self._clock.seconds())
+        self._liveness.heard()
 
     def pong(self, payload: bytes) -> None:
         """A pong came; in the plain dialect it is the receipt for all that was sent before its ping."""
         seqs = self._barrier.pong(payload)
         if seqs is None:
             return
-        self._keepalive.ponged(self._clock.seconds())
+        self._liveness.ponged()
+        self._replied = 0
         if seqs:
             self._receipts(self._window.settle_seqs(seqs))
         if not self.v1 and self._barrier.oldest_unanswered is None:
@@ -179,7 +184,8 @@ class OpenLink:
         :return: how many entries were in flight without a receipt; they are still in the outbox.
         """
         self._ended = True
-        for call in (self._ack_call, self._check_call, self._register_call):
+        self._liveness.stop()
+        for call in (self._ack_call, self._register_call):
             if call is not None and call.active():
                 call.cancel()
         lost = self._window.clear()
@@ -208,15 +214,14 @@ class OpenLink:
         """How many entries were sent and have no receipt yet."""
         return len(self._window)
 
-    def carries(self, seq: int) -> bool:
-        """Whether this entry is in flight here."""
-        return seq in self._window
+    def carries(self, entry: Entry) -> bool:
+        """Whether this entry, or another one with its id, is in flight here."""
+        return entry.seq in self._window or self._window.seq_of(entry.id) is not None
 
     def send(self, entries: Sequence[Entry], timestamp: str) -> None:
         """Send results, in this order. What does not get a receipt stays in the outbox."""
         if not len(self._window):
-            self._progress_at = self._clock.seconds()
-            self._check_within(self._settings.receipt_timeout)
+            self._liveness.sending()
         frames = []
         full: bytes | None = None
         for entry in entries:
@@ -298,7 +303,7 @@ class OpenLink:
                 case CommandArrived():
                     self._events.command(self, event)
                 case Reply(payload):
-                    self._send(payload, "reply")
+                    self._reply(payload)
                 case Registered():
                     self._register()
                 case Nacked():
@@ -310,7 +315,7 @@ class OpenLink:
                     self._invalid(reason, detail)
                 case GoingAway():
                     self._on_going_away(event)
-                case SettingsArrived():
+                case SettingsArrived() if self.registered:
                     self._events.settings(event)
 
     def _register(self) -> None:
@@ -330,14 +335,28 @@ class OpenLink:
         self._progressed()
 
     def _receipts(self, seqs: Sequence[int]) -> None:
-        self._metrics.receipt(self.backend)
         self._events.receipts(self, seqs)
         self._progressed()
 
     def _progressed(self) -> None:
-        self._progress_at = self._clock.seconds()
+        self._liveness.progressed()
         if self._draining and not len(self._window):
             self._drained.fire(0)
+
+    def _reply(self, payload: bytes) -> None:
+        """
+        Answer at once, as long as the peer reads: it makes us write, and its bytes alone do not prove that it reads.
+
+        Beyond :data:`REPLIES` bytes without a pong nothing more is answered until one comes; the ping that asks for it
+        is sent here, unless one is under way.
+        """
+        self._replied += len(payload)
+        if self._replied > REPLIES:
+            self._metrics.message("reply", "out", "dropped")
+            if self._barrier.oldest_unanswered is None:
+                self._ping(self._barrier.probe())
+            return
+        self._send(payload, "reply")
 
     def _invalid(self, reason: str, detail: str) -> None:
         self._metrics.invalid(reason)
@@ -360,36 +379,4 @@ class OpenLink:
 
     def _ping(self, payload: bytes | None) -> None:
         if payload is not None and self._connection.ping(payload):
-            self._keepalive.pinged(self._clock.seconds())
-
-    def _check_within(self, seconds: float) -> None:
-        """See that the next check comes no later than that: it was scheduled when nothing was in flight."""
-        call = self._check_call
-        if call is not None and call.active() and call.getTime() > self._clock.seconds() + seconds:
-            call.reset(seconds)
-
-    def _check(self) -> None:
-        """Ask the keep-alive what to do, do it, and come back when it says."""
-        self._check_call = None
-        now = self._clock.seconds()
-        stuck = now - self._progress_at - self._settings.receipt_timeout if len(self._window) else -1.0
-        if stuck >= 0:
-            self._connection.kill(PeerSilent(f"no receipt for {len(self._window)} results in flight"))
-            return
-        wait = self._settings.ping_interval
-        match self._keepalive.check(now):
-            case Dead(reason):
-                self._connection.kill(PeerSilent(reason))
-                return
-            case SendPing():
-                if not self._connection.ping(self._barrier.probe()):
-                    # It is being closed, within a time of its own: killing it would hide the reason.
-                    return
-                self._keepalive.pinged(now)
-                wait = self._settings.ping_timeout
-            case Wait(seconds):
-                wait = seconds
-        if not self._ended:
-            if len(self._window):
-                wait = min(wait, self._progress_at + self._settings.receipt_timeout - now)
-            self._check_call = self._clock.callLater(max(wait, 0.05), self._check)
+            self._liveness.pinged()

@@ -99,7 +99,7 @@ class Requests:
         self._clock = clock
         self._wall = wall
         self._random = random
-        self._budget = RetryBudget()
+        self._budget = RetryBudget(ratio=0.5)
         self._sending: set[Deferred[HTTPResponse]] = set()
         self._is_stopped = False
 
@@ -165,7 +165,7 @@ class Requests:
             left = self._left(ends, arrived)
             try:
                 line = self._backends.for_request()
-                verdict, response, error = await self._attempt(line, request, left)
+                verdict, response, error = await self._attempt(line, request, left, retried=attempts > 1)
             except BreakerOpen as all_open:
                 verdict, error = RetryAfter(all_open.retry_in), all_open
             match verdict:
@@ -216,7 +216,7 @@ class Requests:
         return left
 
     async def _attempt(
-        self, line: Line, request: _Request, left: float | None
+        self, line: Line, request: _Request, left: float | None, *, retried: bool
     ) -> tuple[Verdict, HTTPResponse | None, CommsError]:
         """One exchange, its verdict, and its accounting with breaker and budget."""
         settled = False
@@ -252,7 +252,7 @@ class Requests:
                 )
             verdict = judge(outcome, retry_after=wanted)
             settled = True
-            self._account(line, outcome, verdict, token)
+            self._account(line, outcome, verdict, token, retried=retried)
             return verdict, response, error
         finally:
             if not settled:
@@ -268,17 +268,16 @@ class Requests:
             self.log.failure("the token provider failed", event="token.fault")
             raise TokenError(f"the token provider failed: {type(error).__name__}") from None
 
-    def _account(self, line: Line, outcome: int | CommsError, verdict: Verdict, token: str) -> None:
-        line.reachable = not counts_against_backend(outcome)
-        if line.reachable:
-            line.breaker.succeeded()
-        else:
-            line.breaker.failed()
+    def _account(self, line: Line, outcome: int | CommsError, verdict: Verdict, token: str, *, retried: bool) -> None:
+        done = isinstance(verdict, Done)
+        self._backends.answered(
+            line, works=not counts_against_backend(outcome), receipt_at=self._wall() if done else None
+        )
         match verdict:
             case Done():
                 self._budget.succeeded()
-                line.last_receipt = self._wall()
-            case RetryAfter():
+            case RetryAfter() if retried:
+                # Who tries once only, as delivery does, keeps a pace of its own.
                 self._budget.failed()
             case Refused():
                 self._token.refused(token)
