@@ -680,6 +680,7 @@ class LimitsBreakerAndSeveralBackends(MissionTestCase):
                 for name, each in (("first", first), ("second", second))
             ),
             breaker=config.Breaker(failures=2, open_for=0.1),
+            reconnect=config.Reconnect(base=0.02, cap=0.1, return_after=0.2),
             heartbeat=config.Heartbeat(interval=0.05, jitter=0),
             http=config.HTTP(attempts=2),
         )
