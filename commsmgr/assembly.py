@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from commsmgr import credentials
 from commsmgr._version import __version__
@@ -29,26 +28,26 @@ from commsmgr.ids import IdSource
 from commsmgr.intake import Intake
 from commsmgr.link import Link
 from commsmgr.machine import machine_id
-from commsmgr.messages import FromBackend, HeartbeatAnswer, Push, Result
+from commsmgr.messages import FromBackend, HeartbeatAnswer, Push
 from commsmgr.observe.metrics import Metrics
 from commsmgr.observe.site import StatusSite
 from commsmgr.openlink import LinkEvents, OpenLink
 from commsmgr.overview import Overview
 from commsmgr.policy.breaker import Breaker
 from commsmgr.psutil_source import default_source
+from commsmgr.reporting import Reporting
 from commsmgr.reports import Heartbeats, Identity, Inventories
 from commsmgr.requests import Requests
-from commsmgr.results import encode_result
 from commsmgr.runner import CommandRunner
 from commsmgr.schedules import Periodic
 from commsmgr.service import OrderedService, Step
 from commsmgr.session.conversation import Conversation, SettingsArrived
 from commsmgr.session.wire import Decoder
-from commsmgr.spool import RESULT_KIND, Lane, Opened, Spool
+from commsmgr.spool import Opened, Spool
 from commsmgr.transport.endpoint import Dialer, TLSFacts
 from commsmgr.transport.http import HTTPClient
 from commsmgr.transport.websocket import native_acceleration_active
-from commsmgr.urls import Target, backend_name, http_target
+from commsmgr.urls import Target, backend_name, http_target, websocket_target
 from commsmgr.waiters import Waiters
 
 T = TypeVar("T")
@@ -79,18 +78,28 @@ class Run:
         self._token = NotedToken(provider, env.redactor, self.metrics)
         self.spool = Spool(config.spool, reactor=reactor, wall=env.wall)
         self.channel = CommandChannel(self.spool.inbox.offered)
+        self.reporting = Reporting(
+            self.spool,
+            new_id=self.new_id,
+            timestamp=env.timestamp,
+            limit=config.delivery.max_body_bytes,
+            accepted=self._event_accepted,
+            clock=reactor,
+        )
         self.intake = Intake(
             spool=self.spool,
             channel=self.channel,
             whole=config,
             metrics=self.metrics,
-            report=lambda result: self._aside(self.report(result), result),
-            say=lambda result: self._aside(self._say(result), result),
+            report=lambda result: self.reporting.aside(self.reporting.insist(result), result),
+            say=lambda result: self.reporting.aside(self.reporting.say(result), result),
+            clock=reactor,
         )
         self._decoder: Decoder[FromBackend] = Decoder(
             FromBackend, max_bytes=config.websocket.max_message_bytes, max_depth=config.websocket.max_depth
         )
         self._dialer = Dialer(reactor, config.tls, observe_tls=self._tls_established)
+        self._origins: dict[tuple[str, int], str] = {}
         self._user_agent = f"commsmgr/{__version__}"
         events = LinkEvents(
             registered=self._link_registered,
@@ -130,7 +139,7 @@ class Run:
                 self.channel,
                 env.handler,
                 concurrency=config.commands.concurrency,
-                report=lambda result: Deferred.fromCoroutine(self.report(result)),
+                report=self.reporting.insist,
                 clock=reactor,
                 metrics=self.metrics,
             )
@@ -147,6 +156,8 @@ class Run:
     def _line(self, backend: Backend, events: LinkEvents) -> Line:
         env, config = self._environment, self._config
         name, target = backend_name(backend), http_target(backend)
+        for origin in (target, websocket_target(backend)):
+            self._origins[origin.host, origin.port] = name
         breaker = Breaker(config.breaker, env.reactor.seconds, env.random)
         link = Link(
             backend,
@@ -220,6 +231,7 @@ class Run:
             self.channel.close()
             if self.runner is not None:
                 await self.runner.stop(share)
+            self.reporting.stop()
 
         async def stop_delivery(share: float) -> None:
             await self.delivery.flush(share)
@@ -242,7 +254,7 @@ class Run:
         return [
             Step("observe", start_site, stop_observe, share=1.0),
             Step("transport", self._check_transport, nothing),
-            Step("spool", self._open_spool, lambda _: self.spool.close(), share=1.0),
+            Step("spool", self._open_spool, self._close_spool, share=1.0),
             Step("backends", self.backends.start, stop_backends, share=0.7),
             Step("delivery", self.delivery.start, stop_delivery, share=0.4),
             Step("commands", self.runner.start if self.runner else lambda: None, stop_runner, share=0.4),
@@ -272,32 +284,12 @@ class Run:
             self._on_connected()
         return answer
 
-    async def report(self, result: Result, *, ttl: float | None = None) -> str:
-        """Store a result and close its command, in one transaction; return the message's id."""
-        message_id, body = self._encoded(result)
-        await self.spool.inbox.complete(
-            key=result.key, command_id=result.command_id, status=result.status, result_id=message_id, body=body, ttl=ttl
-        )
-        self._event_accepted(body)
-        return message_id
-
-    async def _say(self, result: Result) -> None:
-        """Store a result that closes no command: of one that was refused, or finished long ago."""
-        message_id, body = self._encoded(result)
-        await self.spool.outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=message_id, body=body)
-        self._event_accepted(body)
-
-    def _encoded(self, result: Result) -> tuple[str, bytes]:
-        message_id, limit = self.new_id(), self._config.delivery.max_body_bytes
-        timestamp = self._environment.timestamp()
-        return message_id, encode_result(result, message_id=message_id, timestamp=timestamp, limit=limit)
-
-    def _event_accepted(self, body: bytes) -> None:
-        self.overview.accepted(len(body))
-        self.metrics.message("command_result", "out", "accepted")
-
     # -----------------------------------------------------------------------------------------------------------------
     # Where lines meet
+
+    def _event_accepted(self, size: int) -> None:
+        self.overview.accepted(size)
+        self.metrics.message("command_result", "out", "accepted")
 
     def _check_transport(self) -> None:
         if not native_acceleration_active():
@@ -314,6 +306,10 @@ class Run:
         self.overview.running = True
         self.intake.recover(opened)
         self._open_waiters.fire(None)
+
+    async def _close_spool(self, _: float) -> None:
+        self.overview.running = False
+        await self.spool.close()
 
     def _link_registered(self, link: OpenLink) -> None:
         self.backends.receipt(link.backend, self._environment.wall())
@@ -350,20 +346,6 @@ class Run:
         await self.spool.outbox.expire()
         await self.spool.inbox.forget_finished()
 
-    def _aside(self, storing: Coroutine[Any, Any, object], result: Result) -> None:
-        """Store a result without anybody waiting: what cannot be stored is logged; the backend will ask again."""
-        Deferred.fromCoroutine(storing).addErrback(self._not_reported, result)
-
-    def _not_reported(self, failure: Failure, result: Result) -> None:
-        failure.trap(CommsError)
-        self.log.warn(
-            "the {status} of {message_id} could not be reported: {error}",
-            event="command.not-reported",
-            status=result.status,
-            message_id=result.command_id,
-            error=str(failure.value),
-        )
-
     def _conversation(self, v1: bool) -> Conversation:
         return Conversation(
             machine_id=self._identity.machine_id,
@@ -380,9 +362,9 @@ class Run:
         return deferToThreadPool(reactor, reactor.getThreadPool(), function)
 
     def _tls_established(self, target: Target, facts: TLSFacts) -> None:
-        for line in self.backends.lines:
-            if line.http_target.host == target.host:
-                self.metrics.certificate_expires(line.name, facts.not_after)
+        name = self._origins.get((target.host, target.port))
+        if name is not None:
+            self.metrics.certificate_expires(name, facts.not_after)
 
     def _exchanged(self, name: str, exchange: Any) -> None:
         self.log.debug(

@@ -17,6 +17,7 @@ from random import SystemRandom
 from typing import Any, TextIO
 
 from twisted.application.service import Service
+from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
@@ -33,6 +34,9 @@ from commsmgr.redact import single_line
 MACHINE_ID = "demo-agent"
 EVERY = 3.0
 """Seconds between two commands."""
+
+PATIENCE = 30.0
+"""Seconds that a command's result is waited for: the console has buttons that make the backend misbehave."""
 
 COMMANDS = (
     ("ping", "", ()),
@@ -162,7 +166,11 @@ class Demo(Service):
             self._screen.say("backend", f"cannot send a command: {error}")
             return
         self._screen.say("backend", f"sends command {command_id}: {' '.join((kind, command, *args)).strip()}")
-        result = await self._backend.when_result(command_id)
+        try:
+            result = await self._backend.when_result(command_id).addTimeout(PATIENCE, self._reactor)
+        except defer.TimeoutError:
+            self._screen.say("backend", f"has no result of {command_id} after {PATIENCE:.0f} s")
+            return
         took = (self._reactor.seconds() - began) * 1000
         self._screen.say(
             "backend",

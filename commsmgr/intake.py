@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -26,6 +27,7 @@ from commsmgr import config
 from commsmgr.channel import CommandChannel
 from commsmgr.errors import CommsError
 from commsmgr.messages import Command, CommandData, Result, ResultStatus
+from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
 from commsmgr.session.conversation import CommandArrived
 from commsmgr.spool import Accepted, Duplicate, Opened, Spool, StoredCommand
@@ -34,6 +36,9 @@ T = TypeVar("T")
 
 FULL_AT = 0.8
 """Share of the event bounds from which on no more commands are taken; the rest is for the results of those taken."""
+
+SILENT_AT = 0.9
+"""Share from which on not even the refusal of a command is stored any more: results of those taken go first."""
 
 REFUSED_FOR = 5.0
 """Seconds after which a backend whose command was refused for want of room may send it again."""
@@ -68,6 +73,7 @@ class Intake:
         metrics: Metrics,
         report: Callable[[Result], object],
         say: Callable[[Result], object],
+        clock: IReactorTime,
     ) -> None:
         self._spool = spool
         self._channel = channel
@@ -76,6 +82,7 @@ class Intake:
         self._report = report
         self._say = say
         self._accepting = 0
+        self._burst = Burst(clock.seconds)
 
     def recover(self, opened: Opened) -> None:
         """
@@ -125,14 +132,14 @@ class Intake:
         return outcome
 
     def _room(self) -> bool:
-        inbox, stats, bounds = self._spool.inbox, self._spool.outbox.stats, self._config.spool
         # The inbox counts as of the last commit: a burst within one turn must not overshoot.
-        open_count = inbox.open_count + self._accepting
-        return (
-            open_count < self._config.commands.max_pending
-            and stats.events + open_count < FULL_AT * bounds.max_events
-            and stats.event_bytes < FULL_AT * bounds.max_bytes
-        )
+        open_count = self._spool.inbox.open_count + self._accepting
+        return open_count < self._config.commands.max_pending and self._below(FULL_AT, open_count)
+
+    def _below(self, share: float, more: int = 0) -> bool:
+        """Whether the outbox, and ``more`` events to come, hold less than a share of its bounds."""
+        stats, bounds = self._spool.outbox.stats, self._config.spool
+        return stats.events + more < share * bounds.max_events and stats.event_bytes < share * bounds.max_bytes
 
     def _accepted(self, outcome: Accepted | Duplicate, source: CommandSource, arrived: CommandArrived) -> None:
         if isinstance(outcome, Duplicate):
@@ -185,8 +192,16 @@ class Intake:
 
     def _refuse(self, source: CommandSource, arrived: CommandArrived, why: str) -> None:
         self._metrics.message("command", "in", "refused")
-        self.log.warn("command {message_id} not taken: {why}", event="command.refused", message_id=arrived.id, why=why)
-        if not source.refuse(arrived.id, "busy", why, REFUSED_FOR):
+        suppressed = self._burst.allow("refused")
+        if suppressed is not None:
+            self.log.warn(
+                "command {message_id} not taken: {why} ({suppressed} more before)",
+                event="command.refused",
+                message_id=arrived.id,
+                why=why,
+                suppressed=suppressed,
+            )
+        if not source.refuse(arrived.id, "busy", why, REFUSED_FOR) and self._below(SILENT_AT):
             self._say(Result(command_id=arrived.id, status="rejected", error=why, exit_code=1))
 
     def _command(self, stored: StoredCommand, *, redelivered: bool) -> Command:

@@ -25,7 +25,7 @@ from commsmgr.assembly import Run
 from commsmgr.channel import CommandChannel
 from commsmgr.config import Config
 from commsmgr.environment import Environment
-from commsmgr.errors import CommsError, InvalidMessage, NotRunning
+from commsmgr.errors import CommsError, InvalidMessage, NotRunning, UsageError
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.machine import machine_id
 from commsmgr.messages import HeartbeatAnswer, JSONObject, Result
@@ -226,6 +226,8 @@ class Manager(MultiService):
         :raise TransportError: it did not get through; also :class:`DeadlineExceeded`, :class:`TokenError`.
         :raise NotRunning: the manager is not started.
         """
+        if wrong := _not_seconds(timeout):
+            return fail(InvalidMessage(f"timeout: {wrong}"))
         return self._call(lambda run: run.beat(status, deadline=timeout))
 
     def send_inventory(self, data: JSONObject | None = None, *, force: bool = False) -> Deferred[str | None]:
@@ -252,7 +254,9 @@ class Manager(MultiService):
         :raise QueueFull: the spool has reached a bound; the command stays open.
         :raise UsageError: the command has a result already.
         """
-        return self._call(lambda run: run.report(result, ttl=ttl))
+        if wrong := _not_seconds(ttl):
+            return fail(InvalidMessage(f"ttl: {wrong}"))
+        return self._call(lambda run: run.reporting.report(result, ttl=ttl))
 
     def send_http(
         self,
@@ -284,6 +288,8 @@ class Manager(MultiService):
             return fail(InvalidMessage("a path begins with a slash and is percent-encoded ASCII"))
         if not isinstance(method, str) or not method.isalpha() or not method.isascii():
             return fail(InvalidMessage(f"not an HTTP method: {str(method)[:40]!r}"))
+        if wrong := _not_seconds(timeout):
+            return fail(InvalidMessage(f"timeout: {wrong}"))
         try:
             content = encode(json) if json is not None else body
         except InvalidMessage as error:
@@ -307,8 +313,11 @@ class Manager(MultiService):
         """
         Return the channel of commands of this run, for an agent without a handler.
 
+        :raise UsageError: there is a handler, which takes them all.
         :raise NotRunning: the manager is not started.
         """
+        if self._environment.handler is not None:
+            raise UsageError("the handler takes the commands: a manager has either a handler or readers of commands()")
         if self._run is None or not self.running or self._is_stopping:
             raise NotRunning()
         return self._run.channel
@@ -335,3 +344,10 @@ class Manager(MultiService):
             raise self._failed
         assert self._run is not None
         return await self._run.when_open(call)
+
+
+def _not_seconds(value: object) -> str:
+    """Return why ``value`` is no time to wait, or nothing if it is one, or None."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")):
+        return ""
+    return f"expected a number of seconds above 0, found {value!r}"[:200]

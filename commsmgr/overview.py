@@ -81,6 +81,7 @@ class Overview:
                 bounds.max_events - stats.events, bounds.max_bytes - stats.event_bytes
             ),
             open_commands=self._spool.inbox.open_count,
+            dropped=stats.dropped.copy(),
         )
 
 

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr.channel import CommandChannel
-from commsmgr.errors import CommsError, InvalidMessage, NotRunning, SpoolError, UsageError
+from commsmgr.errors import InvalidMessage, NotRunning, SpoolError, UsageError
 from commsmgr.interfaces import CommandHandler
 from commsmgr.messages import Command, Result
 from commsmgr.observe.metrics import Metrics
@@ -32,7 +32,7 @@ class CommandRunner:
     channel, and through it the intake, until there is room.
 
     :param concurrency: how many commands run at once.
-    :param report: stores a result; its Deferred fires when it is durable.
+    :param report: stores a result, and waits for room in the spool as long as it takes.
     """
 
     log = Logger()
@@ -43,7 +43,7 @@ class CommandRunner:
         handler: CommandHandler,
         *,
         concurrency: int,
-        report: Callable[[Result], Deferred[str]],
+        report: Callable[[Result], Awaitable[object]],
         clock: IReactorTime,
         metrics: Metrics,
     ) -> None:
@@ -120,14 +120,6 @@ class CommandRunner:
                 # Reported already, by the handler itself, or the manager stops: the inbox says what is true.
                 self.log.debug("{error}", event="command.not-reported", error=str(error), message_id=command.id)
                 break
-            except CommsError as error:
-                self.log.warn(
-                    "the result of {message_id} waits: {error}",
-                    event="command.result-waits",
-                    message_id=command.id,
-                    error=str(error),
-                )
-                await deferLater(self._clock, AGAIN)
         # Only now: before it was reported nobody had checked what the handler returned.
         self._metrics.command_finished(result.status, took)
         self.log.info(
@@ -151,7 +143,10 @@ class CommandRunner:
                 error=f"not finished within {command.timeout:g} s",
                 exit_code=1,
             )
-        except Exception as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # A handler may well raise SystemExit (argparse does), and that must not cost its place.
             if self._given_up and isinstance(error, CancelledError):
                 raise
             self.log.failure("the handler failed on {message_id}", event="command.failed", message_id=command.id)

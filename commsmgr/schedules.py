@@ -47,12 +47,12 @@ class Periodic:
         self._call: IDelayedCall | None = None
         self._acting: Deferred[None] | None = None
         self._running = False
-        self._began = 0.0
+        self._began: float | None = None
 
     def start(self) -> None:
         """Begin."""
         self._running = True
-        self._began = self._clock.seconds()
+        self._began = None
         if self._interval:
             self._call = self._clock.callLater(self._random.uniform(0, self._jitter), self._act)
 
@@ -69,13 +69,17 @@ class Periodic:
         if wanted == self._interval:
             return
         self._interval = wanted
+        if self._call is not None and self._began is None:
+            # The first one is about to come, at its own moment: nothing a backend sets postpones that.
+            return
         if self._running and self._acting is None:
             self._cancel_call()
             self._arm()
 
     def _arm(self) -> None:
         if self._interval:
-            elapsed = self._clock.seconds() - self._began
+            now = self._clock.seconds()
+            elapsed = now - (now if self._began is None else self._began)
             # A clock that stepped back must not make the wait longer than the interval.
             wait = min(max(self._interval - elapsed, 0.0), self._interval)
             self._call = self._clock.callLater(wait, self._act)

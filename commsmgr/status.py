@@ -65,7 +65,12 @@ class BackendStatus(Struct, frozen=True):
 
 
 class QueueStatus(Struct, frozen=True):
-    """What is held for the backend. ``outage_budget`` is in seconds, None while nothing is being produced."""
+    """
+    What is held for the backend.
+
+    :ivar outage_budget: seconds of outage that can still be buffered, None while nothing is being produced.
+    :ivar dropped: how many messages became dead letters since the start, by reason.
+    """
 
     events: int = 0
     event_bytes: int = 0
@@ -74,6 +79,7 @@ class QueueStatus(Struct, frozen=True):
     oldest_event_at: float | None = None
     outage_budget: float | None = None
     open_commands: int = 0
+    dropped: dict[str, int] = {}
 
 
 class Status(Struct, frozen=True):

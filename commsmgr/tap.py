@@ -27,6 +27,12 @@ from commsmgr.observe.logs import make_observer
 from commsmgr.redact import Redactor
 from commsmgr.urls import backend_name
 
+ROTATE_AT = 10 << 20
+"""Bytes of a log file after which a new one is begun."""
+
+KEPT_LOGS = 10
+"""Older log files that are kept: a link that comes and goes must not fill the disk."""
+
 
 class Options(UsageOptions):
     """The command line."""
@@ -212,7 +218,7 @@ def _observer(options: Options, config: Config, redactor: Redactor, reactor: Any
     if name == "-" or (twistd.get("nodaemon") and not name):
         stream = sys.stdout
     else:
-        file = LogFile.fromFullPath(name or "twistd.log")
+        file = LogFile.fromFullPath(name or "twistd.log", rotateLength=ROTATE_AT, maxRotatedFiles=KEPT_LOGS)
         signal.signal(signal.SIGUSR1, renew)
         stream = cast(TextIO, file)
     return make_observer(stream, format=config.observe.log_format, level=config.observe.log_level, redactor=redactor)

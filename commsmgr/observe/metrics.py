@@ -118,7 +118,6 @@ class Metrics:
             "outcome",
         )
         self._bytes = Family(counter, "bytes_total", "Bytes of message bodies.", "direction", "transport")
-        self._dropped = Family(counter, "dropped_total", "Messages given up, by reason.", "reason")
         self._invalid = Family(counter, "invalid_messages_total", "Messages from backends not understood.", "reason")
         self._breaker = Family(gauge, "breaker_state", "0 closed, 1 half-open, 2 open.", "backend")
         self._since_receipt = Family(
@@ -143,7 +142,6 @@ class Metrics:
             self._reconnects,
             self._messages,
             self._bytes,
-            self._dropped,
             self._invalid,
             self._breaker,
             self._token,
@@ -242,10 +240,6 @@ class Metrics:
         """A message from a backend was not understood; ``reason`` is one of the session's."""
         self._invalid.add((reason,), 1)
 
-    def dropped(self, reason: str, count: int = 1) -> None:
-        """``count`` accepted messages were given up: ``expired``, ``refused``, ``damaged`` …"""
-        self._dropped.add((reason,), count)
-
     def command_finished(self, status: str, seconds: float) -> None:
         """A command has its result; ``status`` is the result's, ``seconds`` since it was offered."""
         self._commands.observe((status,), seconds)
@@ -281,3 +275,5 @@ class Metrics:
             ),
         ):
             yield GaugeMetricFamily(f"commsmgr_{name}", text, value)
+        dropped = Family(CounterMetricFamily, "dropped_total", "Messages given up, by reason.", "reason")
+        yield dropped.collect({(reason,): count for reason, count in held.dropped.items()})

@@ -1,0 +1,117 @@
+"""
+Results on their way into the spool.
+
+A result closes its command, in one transaction with its own acceptance; or it says something without closing any: of a
+command that was refused, or that was finished long ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from commsmgr.errors import CommsError, QueueFull, SpoolWriteFailed
+from commsmgr.messages import Result
+from commsmgr.results import encode_result
+from commsmgr.spool import RESULT_KIND, Lane, Spool
+
+AGAIN = 1.0
+"""Seconds between attempts to store a result for which the spool has no room."""
+
+
+class Reporting:
+    """
+    Encodes results and stores them.
+
+    :param timestamp: the time now as RFC 3339.
+    :param limit: the largest body, in bytes.
+    :param accepted: called with the size of each body that was stored.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        new_id: Callable[[], str],
+        timestamp: Callable[[], str],
+        limit: int,
+        accepted: Callable[[int], None],
+        clock: IReactorTime,
+    ) -> None:
+        self._spool = spool
+        self._new_id = new_id
+        self._timestamp = timestamp
+        self._limit = limit
+        self._accepted = accepted
+        self._clock = clock
+        self._aside: set[Deferred[object]] = set()
+
+    async def report(self, result: Result, *, ttl: float | None = None) -> str:
+        """Store a result and close its command; return the message's id. It raises what the spool raises."""
+        message_id, body = self._encoded(result)
+        await self._spool.inbox.complete(
+            key=result.key, command_id=result.command_id, status=result.status, result_id=message_id, body=body, ttl=ttl
+        )
+        self._accepted(len(body))
+        return message_id
+
+    async def insist(self, result: Result) -> str:
+        """As :meth:`report`, but wait for room, and for a disk that works, however long it takes."""
+        while True:
+            try:
+                return await self.report(result)
+            except (QueueFull, SpoolWriteFailed) as error:
+                self.log.warn(
+                    "the result of {message_id} waits: {error}",
+                    event="command.result-waits",
+                    message_id=result.command_id,
+                    error=str(error),
+                )
+                await deferLater(self._clock, AGAIN)
+
+    async def say(self, result: Result) -> None:
+        """Store a result that closes no command."""
+        message_id, body = self._encoded(result)
+        await self._spool.outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=message_id, body=body)
+        self._accepted(len(body))
+
+    def aside(self, storing: Coroutine[Any, Any, object], result: Result) -> None:
+        """Do ``storing``, one of the above for ``result``, without anybody waiting; what it raises is logged."""
+        deferred: Deferred[object] = Deferred.fromCoroutine(storing)
+        if not deferred.called:
+            self._aside.add(deferred)
+        deferred.addBoth(self._done, deferred).addErrback(self._not_reported, result)
+
+    def stop(self) -> None:
+        """Insist no longer. A command whose result was not stored is reported as interrupted after the next start."""
+        for deferred in list(self._aside):
+            deferred.cancel()
+
+    def _done(self, outcome: object, deferred: Deferred[object]) -> object:
+        self._aside.discard(deferred)
+        return outcome
+
+    def _encoded(self, result: Result) -> tuple[str, bytes]:
+        message_id = self._new_id()
+        body = encode_result(result, message_id=message_id, timestamp=self._timestamp(), limit=self._limit)
+        return message_id, body
+
+    def _not_reported(self, failure: Failure, result: Result) -> None:
+        if failure.check(CancelledError):
+            return
+        failure.trap(CommsError)
+        self.log.warn(
+            "the {status} of {message_id} could not be reported: {error}",
+            event="command.not-reported",
+            status=result.status,
+            message_id=result.command_id,
+            error=str(failure.value),
+        )
