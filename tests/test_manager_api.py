@@ -310,17 +310,26 @@ class Wiring(WorldTestCase):
         await self.assertFailure(Deferred.fromCoroutine(self.fetch(url)), Refused)
 
     async def test_certificates(self) -> None:
-        """The expiry of a backend's certificate is shown for that backend only."""
+        """The expiry of a backend's certificate is shown for that backend, whichever transport saw it."""
         registry = CollectorRegistry()
-        manager = self.manager(quick("https://localhost:1", self.directory), registry=registry)
+        backends = (
+            config.Backend(url="https://localhost:1", websocket_url="wss://ws.localhost:2/ws", name="main"),
+            config.Backend(url="https://localhost:3", name="other"),
+        )
+        manager = self.manager(quick(NOWHERE, self.directory, backends=backends), registry=registry)
         manager.startService()
         run = manager._run
         assert run is not None
-        for host, expiry in (("localhost", 5e9), ("elsewhere", 1.0)):
+        for target, expiry in (
+            (Target("https", "localhost", 1, "/"), 5e9),
+            (Target("wss", "ws.localhost", 2, "/ws"), 6e9),
+            (Target("https", "localhost", 3, "/"), 7e9),
+        ):
             facts = TLSFacts(**dict.fromkeys(TLSFacts.__struct_fields__, 0) | {"not_after": expiry})
-            run._tls_established(Target("https", host, 1, "/"), facts)
+            run._tls_established(target, facts)
         name = "commsmgr_certificate_expiry_timestamp_seconds"
-        self.assertEqual(registry.get_sample_value(name, {"backend": "main"}), 5e9)
+        self.assertEqual(registry.get_sample_value(name, {"backend": "main"}), 6e9)
+        self.assertEqual(registry.get_sample_value(name, {"backend": "other"}), 7e9)
 
     async def test_spool_set_aside(self) -> None:
         """A spool that could not be read is a problem that an operator sees."""
