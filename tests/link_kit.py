@@ -84,9 +84,9 @@ def conversation(v1: bool) -> Conversation:
     )
 
 
-def entry(seq: int, body: bytes = b'{"a":1}') -> Entry:
+def entry(seq: int, body: bytes = b'{"a":1}', *, id: str = "", kind: str = "command_result") -> Entry:
     """Return a result as the outbox hands it out."""
-    return Entry(seq=seq, lane=Lane.EVENT, kind="command_result", id=f"e{seq}", body=body, accepted_at=0.0)
+    return Entry(seq=seq, lane=Lane.EVENT, kind=kind, id=id or f"e{seq}", body=body, accepted_at=0.0)
 
 
 class FakeConnection:
@@ -294,20 +294,29 @@ class FakeHTTP:
 
 
 class FakeLink:
-    """The WebSocket of one backend; its goodbye takes as long as the test wants."""
+    """The WebSocket of one backend; it fails when the test says so, and its goodbye takes as long as the test wants."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name = name
         self._log = log
+        self.failures = 0
+        self.on_failed: Callable[[], None] | None = None
         self.goodbye: Deferred[int] | None = None
         self.on_start: Callable[[], None] = lambda: None
 
-    def start(self) -> None:
-        self._log.append(f"start {self.name}")
+    def start(self, *, afresh: bool = False) -> None:
+        self._log.append(f"start {self.name}" + " afresh" * afresh)
+        if afresh:
+            self.failures = 0
         self.on_start()
 
-    def permit_free(self) -> None:
-        self._log.append(f"free {self.name}")
+    @only_for_tests
+    def fail(self, times: int = 1) -> None:
+        """Let attempts fail."""
+        for _ in range(times):
+            self.failures += 1
+            assert self.on_failed is not None
+            self.on_failed()
 
     async def stop(self, deadline: float) -> int:
         self._log.append(f"stop {self.name}")
@@ -340,7 +349,7 @@ class FakeToken:
 class House:
     """Real backends, breakers and requests, on a clock, over fake links and fake HTTP."""
 
-    def __init__(self, *names: str, with_links: bool = True, clock: Clock | None = None, **sections: Any) -> None:
+    def __init__(self, *names: str, clock: Clock | None = None, **sections: Any) -> None:
         if clock is None:
             clock = Clock()
             clock.advance(1000)
@@ -357,7 +366,7 @@ class House:
         self.http = {backend.name: FakeHTTP(self.clock) for backend in self.config.backends}
         self.lines = [self._line(backend) for backend in self.config.backends]
         self.breaker = self.lines[0].breaker
-        self.backends = Backends(self.lines, websocket=with_links, clock=self.clock, metrics=self.metrics)
+        self.backends = Backends(self.lines, whole=self.config, clock=self.clock, metrics=self.metrics)
         self.token = FakeToken("t0", "t1", "t2")
         self.requests = Requests(
             self.backends,
@@ -371,7 +380,6 @@ class House:
     def _line(self, backend: config.Backend) -> Line:
         return Line(
             name=backend.name,
-            settings=backend,
             http_target=http_target(backend),
             breaker=Breaker(self.config.breaker, self.clock.seconds, self.random),
             http=self.http[backend.name],  # type: ignore[arg-type]  # a fake; compared with the real one

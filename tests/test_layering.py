@@ -24,8 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spool/", "transport/", "credentials", "machine", "sources", "psutil_source"),
     ("observe/",),
     (
-        "openlink", "link", "handlers", "backends", "requests", "delivery", "channel", "intake", "results", "runner",
-        "reports", "schedules",
+        "liveness", "openlink", "link", "handlers", "backends", "requests", "posting", "delivery", "channel", "intake",
+        "results", "runner", "reports", "reporting", "schedules",
     ),
     ("environment", "overview", "assembly", "service", "manager", "__init__"),
     ("tap", "demo", "doctor", "testing"),

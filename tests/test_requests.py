@@ -140,24 +140,40 @@ class AttemptTests(_RequestTests):
         self.error(self.send(check=not_html), HTTPStatusError)
 
     def test_budget(self) -> None:
-        """When most of what is tried fails, nothing is tried twice any more; successes earn retries back."""
+        """When most of what is tried fails, nothing is tried twice any more; two successes earn one retry back."""
         self.build(breaker=config.Breaker(failures=1000))
         self.http.default = 503
-        for _ in range(10):
-            self.send(attempts=1).addErrback(lambda failure: None)
+        for _ in range(5):
+            waiting = self.send()
+            pass_time(self.clock, 600)
+            self.error(waiting, HTTPStatusError)
         self.http.calls.clear()
         self.error(self.send(), HTTPStatusError)
         self.assertEqual(len(self.http.calls), 1)
-        self.http.default = 200
-        for _ in range(70):
-            self.successResultOf(self.send())
+        for successes, retries in ((8, 0), (6, 1)):
+            self.http.default = 200
+            for _ in range(successes):
+                self.successResultOf(self.send())
+            self.http.calls.clear()
+            self.http.default = 503
+            waiting = self.send()
+            pass_time(self.clock, 10)
+            self.error(waiting, HTTPStatusError)
+            self.assertEqual(len(self.http.calls) - 1, retries, successes)
+
+    def test_single_attempts_do_not_touch_the_budget(self) -> None:
+        """Who tries once only has a pace of its own: however often it fails, others may still try again."""
+        self.build(breaker=config.Breaker(failures=1000))
+        self.http.default = 503
+        for _ in range(100):
+            self.error(self.send(attempts=1), HTTPStatusError)
         self.http.calls.clear()
+        self.http.default = 200
         self.http.script = [503]
         waiting = self.send()
         pass_time(self.clock, 10)
         self.successResultOf(waiting)
         self.assertEqual(len(self.http.calls), 2)
-
 
 class TokenTests(_RequestTests):
     """401, and providers that fail."""
