@@ -72,6 +72,7 @@ class CommandWorld:
             metrics=self.metrics,
             report=self.reported.append,
             say=self.said.append,
+            clock=self.clock,
         )
         self.opened: Opened = self.get(self.spool.open())
 
