@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import msgspec
 from twisted.internet.defer import Deferred, fail
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.errors import SpoolWriteFailed
 from commsmgr.messages import CommandData
-from commsmgr.spool import Duplicate, Opened, StoredCommand
+from commsmgr.spool import Duplicate, Lane, Opened, StoredCommand
 from tests.command_kit import CommandWorld, Source, arrived
 
 
@@ -225,6 +226,46 @@ class Room(SynchronousTestCase):
         (result,) = world.said
         self.assertEqual((result.command_id, result.status, result.key), ("same", "rejected", None))
         self.assertEqual((world.reported, world.spool.inbox.open_count), ([], 1))
+
+    def _refused_at(self, events: int, body: bytes = b"{}", **spool: int) -> int:
+        """Return how many refusals a plain backend is told of with so many events in the outbox."""
+        world, source = CommandWorld(spool=spool), Source(can_refuse=False)
+        for number in range(events):
+            world.get(world.spool.outbox.put(lane=Lane.EVENT, kind="command_result", id=f"e{number}", body=body))
+        world.intake.arrived(source, arrived("c"))
+        world.run()
+        self.assertEqual((source.acked, world.counted("command", "refused")), ([], 1))
+        return len(world.said)
+
+    def test_plain_backend_when_nearly_full(self) -> None:
+        """From nine tenths of a bound on not even the refusal takes the room that results need."""
+        self.assertEqual([self._refused_at(events, max_events=20) for events in (16, 17, 18, 20)], [1, 1, 0, 0])
+        sizes = (900, 921, 922, 1024)
+        self.assertEqual([self._refused_at(1, b"x" * size, max_bytes=1024) for size in sizes], [1, 1, 0, 0])
+
+    def test_a_source_that_can_refuse_when_full(self) -> None:
+        """A refusal that takes no room is given however full the spool is."""
+        world, source = CommandWorld(spool={"max_events": 1}), Source()
+        world.get(world.spool.outbox.put(lane=Lane.EVENT, kind="command_result", id="e", body=b"{}"))
+        world.intake.arrived(source, arrived("c"))
+        world.run()
+        self.assertEqual((source.refused, world.said), ([("c", "busy", 5.0)], []))
+
+    def test_flood(self) -> None:
+        """A flood of commands that are not taken is one line in the log for each ten seconds, and counted."""
+        world, source = CommandWorld(max_pending=1), Source()
+        lines: list[LogEvent] = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        for number in range(51):
+            world.intake.arrived(source, arrived(f"c{number}"))
+        world.run()
+        world.clock.advance(10)
+        world.intake.arrived(source, arrived("later"))
+        world.run()
+        refusals = [line for line in lines if line.get("event") == "command.refused"]
+        self.assertEqual([(line["message_id"], line["suppressed"]) for line in refusals], [("c1", 0), ("later", 49)])
+        self.assertEqual((len(source.refused), world.counted("command", "refused")), (51, 51))
 
 
 def stored(key: int, body: bytes | None = None, type: str = "run") -> StoredCommand:

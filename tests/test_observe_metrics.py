@@ -97,14 +97,12 @@ class MessageTests(MetricsCase):
         self.assertEqual(self.value("messages_total", kind="other", direction="in", outcome="ok"), 2)
 
     def test_simple_counters(self) -> None:
-        """Bytes, invalid and dropped messages are summed by their labels."""
+        """Bytes and invalid messages are summed by their labels."""
         self.metrics.traffic("out", "http", 100)
         self.metrics.traffic("out", "http", 50)
         self.metrics.invalid("not-json")
-        self.metrics.dropped("expired", 3)
         self.assertEqual(self.value("bytes_total", direction="out", transport="http"), 150)
         self.assertEqual(self.value("invalid_messages_total", reason="not-json"), 1)
-        self.assertEqual(self.value("dropped_total", reason="expired"), 3)
 
     def test_exchange(self) -> None:
         """Durations fall into cumulative buckets, a bound belongs to its bucket, and unknown routes count as other."""
@@ -144,8 +142,9 @@ class QueueTests(MetricsCase):
     def test_watch(self) -> None:
         """The queue is asked at each scrape and nothing of it is remembered."""
         held = QueueStatus(
-            events=3, event_bytes=400, dead_letters=2, oldest_event_at=990.0, outage_budget=77.0, open_commands=1
-        )
+            events=3, event_bytes=400, dead_letters=2, oldest_event_at=990.0, outage_budget=77.0, open_commands=1,
+            dropped={"expired": 3, "refused": 1},
+        )  # fmt: skip
         self.metrics.watch(lambda: held)
         for name, value in (
             ("queue_events", 3),
@@ -156,6 +155,7 @@ class QueueTests(MetricsCase):
             ("outage_budget_seconds", 77),
         ):
             self.assertEqual(self.value(name), value, name)
+        self.assertEqual([self.value("dropped_total", reason=reason) for reason in ("expired", "refused")], [3, 1])
         held = QueueStatus(oldest_event_at=2000.0)
         self.assertEqual(self.value("queue_events"), 0)
         self.assertEqual(self.value("queue_oldest_seconds"), 0)
@@ -165,6 +165,7 @@ class QueueTests(MetricsCase):
         """Before there is a queue, it is shown as empty."""
         self.assertEqual(self.value("queue_events"), 0)
         self.assertEqual(self.value("queue_oldest_seconds"), 0)
+        self.assertNotIn(b"commsmgr_dropped_total{", generate_latest(self.registry))
 
 
 class RegistryTests(MetricsCase):
@@ -178,9 +179,9 @@ class RegistryTests(MetricsCase):
     def test_two_registries(self) -> None:
         """Two managers with a registry each count apart."""
         other = CollectorRegistry()
-        Metrics(other, seconds=self.clock.seconds).dropped("expired")
-        self.assertIsNone(self.value("dropped_total", reason="expired"))
-        self.assertEqual(other.get_sample_value("commsmgr_dropped_total", {"reason": "expired"}), 1)
+        Metrics(other, seconds=self.clock.seconds).invalid("not-json")
+        self.assertIsNone(self.value("invalid_messages_total", reason="not-json"))
+        self.assertEqual(other.get_sample_value("commsmgr_invalid_messages_total", {"reason": "not-json"}), 1)
 
     def test_remove(self) -> None:
         """After removal the registry is empty, and takes the next instance; removing twice harms nobody."""

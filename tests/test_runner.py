@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.channel import CommandChannel
-from commsmgr.errors import AlreadyCompleted, InvalidMessage, NotRunning, QueueFull, SpoolWriteFailed
+from commsmgr.errors import AlreadyCompleted, InvalidMessage, NotRunning, SpoolWriteFailed
 from commsmgr.messages import Command, Result
 from commsmgr.observe.metrics import Metrics
 from commsmgr.runner import CommandRunner
@@ -28,7 +28,7 @@ class RunnerTestCase(SynchronousTestCase):
         self.channel = CommandChannel(lambda keys: succeed(None))
         self.registry = CollectorRegistry()
         self.results: list[Result] = []
-        self.answers: list[Exception] = []
+        self.answers: list[Exception | Deferred[str]] = []
         self.runner: CommandRunner
 
     def start(self, handler: Callable[[Command], Any], concurrency: int = 4) -> None:
@@ -44,7 +44,8 @@ class RunnerTestCase(SynchronousTestCase):
 
     def report(self, result: Result) -> Deferred[str]:
         self.results.append(result)
-        return fail(self.answers.pop(0)) if self.answers else succeed("id")
+        answer = self.answers.pop(0) if self.answers else succeed("id")
+        return answer if isinstance(answer, Deferred) else fail(answer)
 
     def stop(self, deadline: float = 1.0) -> Deferred[None]:
         self.channel.close()
@@ -116,6 +117,31 @@ class Outcomes(RunnerTestCase):
             result = self.outcome(lambda c, error=error: fail(error))
             self.assertEqual((result.status, result.error), ("error", f"{type(error).__name__}: {error}"))
         self.assertEqual(len(self.flushLoggedErrors()), 3)
+
+    def test_exit(self) -> None:
+        """A handler that means to end the program (argparse does) ends its command only; the place is not lost."""
+        exits = [SystemExit(2), KeyboardInterrupt("x"), asyncio.CancelledError()]
+
+        def at_once(c: Command) -> Result:
+            if c.key <= len(exits):
+                raise exits[c.key - 1]
+            return c.success("still here")
+
+        async def later(c: Command) -> Result:
+            await succeed(None)
+            return at_once(c)
+
+        for handler in (at_once, later):
+            self.setUp()
+            self.start(handler, concurrency=1)
+            for key in (1, 2, 3, 4):
+                self.channel.put(command(key))
+            self.assertEqual(
+                [(result.key, result.error) for result in self.results],
+                [(1, "SystemExit: 2"), (2, "KeyboardInterrupt: x"), (3, "CancelledError: "), (4, "")],
+            )
+            self.idle()
+        self.assertEqual(len(self.flushLoggedErrors(*map(type, exits))), 6)
 
     def test_wrong_type(self) -> None:
         """What is no Result becomes an error that says so."""
@@ -220,17 +246,18 @@ class Reporting(RunnerTestCase):
         self.idle()
 
     def test_no_room(self) -> None:
-        """Without room in the spool the result waits, keeps its place, and is tried again every second."""
-        self.answers = [QueueFull(), SpoolWriteFailed()]
+        """While a result waits for room it keeps its place; it is handed over once, and not run or reported again."""
+        storing: Deferred[str] = Deferred()
+        self.answers = [storing]
         self.start(lambda c: c.success(str(c.key)), concurrency=1)
         self.channel.put(command(1))
         self.channel.put(command(2))
+        self.clock.advance(100)
         self.assertEqual(([r.key for r in self.results], self.runner.running, len(self.channel)), ([1], 1, 1))
-        self.clock.advance(0.99)
-        self.assertEqual(len(self.results), 1)
-        self.clock.advance(0.01)
-        self.clock.advance(1)
-        self.assertEqual([result.output for result in self.results], ["1", "1", "1", "2"])
+        self.assertEqual(self.finished("success"), 0)
+        storing.callback("id")
+        self.assertEqual([result.output for result in self.results], ["1", "2"])
+        self.assertEqual(self.finished("success"), 2)
         self.idle()
 
     def test_reported_already(self) -> None:
@@ -295,14 +322,17 @@ class Stop(RunnerTestCase):
         self.assertEqual((self.clock.getDelayedCalls(), self.finished("error")), ([], 0))
 
     def test_while_a_result_waits(self) -> None:
-        """A result without room does not hold the stop up for longer than the share."""
-        self.answers = [QueueFull()] * 10
+        """A result without room does not hold the stop up for longer than the share; its storing is given up."""
+        cancelled: list[object] = []
+        self.answers = [Deferred(cancelled.append)]
         self.start(lambda c: c.success(), concurrency=1)
         self.channel.put(command(1))
         stopping = self.stop(2.5)
-        self.clock.pump([1, 1, 1])
+        self.clock.advance(2.4)
+        self.assertNoResult(stopping)
+        self.clock.advance(0.1)
         self.successResultOf(stopping)
-        self.assertEqual((len(self.results), self.clock.getDelayedCalls()), (3, []))
+        self.assertEqual((len(cancelled), self.finished("success"), self.clock.getDelayedCalls()), (1, 0, []))
 
     def test_while_a_mark_waits(self) -> None:
         """Nor does a spool that takes no marks."""

@@ -141,6 +141,42 @@ class PeriodicTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), before)
         self.stop(schedule)
 
+    def test_set_interval_before_the_first(self) -> None:
+        """Whatever a backend sets, the first start comes at its own moment; from then on the interval holds."""
+        for interval in (2.0, 500.0, 0.0):
+            self.starts.clear()
+            schedule = self.periodic(jitter=8.0)
+            (first,) = self.clock.getDelayedCalls()
+            schedule.set_interval(interval)
+            self.assertEqual(self.clock.getDelayedCalls(), [first])
+            began = first.getTime() - 5000
+            self.clock.advance(first.getTime() - self.clock.seconds())
+            self.clock.advance(2.0)
+            self.assertEqual(self.starts, [began, began + 2.0] if interval == 2.0 else [began])
+            self.stop(schedule)
+
+    def test_set_interval_where_there_was_none(self) -> None:
+        """A backend may order what the configuration does not: it begins an interval from now, and may end again."""
+        schedule = self.periodic(interval=0.0, jitter=8.0)
+        self.advance(5)
+        schedule.set_interval(3.0)
+        self.advance(6)
+        self.assertEqual(self.starts, [8, 11])
+        schedule.set_interval(None)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.stop(schedule)
+
+    def test_started_again(self) -> None:
+        """After another start the first one comes at its own moment again."""
+        schedule = self.periodic(jitter=8.0)
+        self.advance(9)
+        self.stop(schedule)
+        schedule.start()
+        (first,) = self.clock.getDelayedCalls()
+        schedule.set_interval(100.0)
+        self.assertEqual(self.clock.getDelayedCalls(), [first])
+        self.stop(schedule)
+
     def test_set_interval_while_acting(self) -> None:
         """Set while one is under way, it holds from the end of that one on."""
         slow: Deferred[None] = Deferred()
