@@ -5,9 +5,11 @@ One backend is active at a time, at first the first. Theory of operation:
 
 - *Away.* When the active backend's WebSocket has failed ``breaker.failures`` times in a row, the next one that has
   not failed lately takes over; if all have, the one whose failure is longest ago.
+  There its link goes on with the backoff that it had, so that taking turns is not the same as trying without a wait.
 - *Back.* A preferred backend comes back by proof, not by hope: from ``reconnect.return_after`` seconds after it was
   left the next HTTP request (usually a heartbeat) goes there first, and its success moves the WebSocket back. While
-  the active one does not work either, any backend that answers is turned to at once.
+  the active one does not work either, any backend that answers is turned to at once. The link begins afresh then, but
+  not more often than every ``return_after`` seconds: what HTTP proves need not hold for WebSockets.
 - *HTTP* goes to the active backend unless its breaker is open, then to the others in order. The breaker sees HTTP
   only: a WebSocket that some proxy cuts must not close the way around it.
 
@@ -45,6 +47,7 @@ class Line:
     :ivar last_receipt: when it last proved that it takes what is sent, in seconds since the epoch; 0 for never.
     :ivar reachable: whether the last exchange with it went well.
     :ivar left_at: when its WebSocket was last given up for another backend's, by the reactor's clock.
+    :ivar afresh_at: when its WebSocket last began afresh because HTTP had proven the backend, by the same clock.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Line:
     last_receipt: float = 0.0
     reachable: bool = False
     left_at: float | None = None
+    afresh_at: float | None = None
 
 
 class Backends:
@@ -81,11 +85,11 @@ class Backends:
             line.link.on_failed = lambda line=line: self._link_failed(line)
 
     def start(self) -> None:
-        """Begin with the first backend of the list."""
+        """Begin with the active backend, at first the first of the list; how it failed before is forgotten."""
         self._running = True
         # During a move the end of the old link is waited for.
         if self._websocket and not self._moving:
-            self.active.link.start()
+            self.active.link.start(afresh=True)
 
     async def stop(self, deadline: float) -> None:
         """Say goodbye on every link and close every connection, within ``deadline`` seconds."""
@@ -117,8 +121,11 @@ class Backends:
         yield from (line for line in self.lines if line is not self.active)
 
     def _may_return(self, line: Line) -> bool:
-        """Whether a line that was left may be tried again; a clock that stepped back must not make that later."""
-        return line.left_at is None or not 0 <= self._clock.seconds() - line.left_at < self._return_after
+        return not self._lately(line.left_at)
+
+    def _lately(self, at: float | None) -> bool:
+        """Whether ``at`` is less than ``return_after`` ago; a clock that stepped back must not make that longer."""
+        return at is not None and 0 <= self._clock.seconds() - at < self._return_after
 
     def answered(self, line: Line, *, works: bool, receipt_at: float | None) -> None:
         """
@@ -180,16 +187,18 @@ class Backends:
         self.log.warn("moving from {old} to {backend}", event="backends.moved", old=old.name, backend=line.name)
         if self._websocket:
             self._moving = True
-            Deferred.fromCoroutine(self._move(old, line, proven)).addErrback(self._move_failed)
+            if afresh := proven and not self._lately(line.afresh_at):
+                line.afresh_at = self._clock.seconds()
+            Deferred.fromCoroutine(self._move(old, line, afresh)).addErrback(self._move_failed)
 
-    async def _move(self, old: Line, new: Line, proven: bool) -> None:
+    async def _move(self, old: Line, new: Line, afresh: bool) -> None:
         try:
             await old.link.stop(GOODBYE)
         finally:
             # Even when the goodbye failed by a defect: an agent without any link would be worse.
             self._moving = False
             if self._running:
-                new.link.start(afresh=proven)
+                new.link.start(afresh=afresh)
 
     def _move_failed(self, failure: Failure) -> None:
         self.log.failure("moving to another backend failed", failure, event="backends.move-failed")

@@ -45,7 +45,7 @@ class Link:
     :param conversation: makes the conversation for a new connection, given whether commsmgr.v1 was selected.
     :param redact: takes secrets out of what operators read in :attr:`state` and :attr:`last_error`.
     :param wall: seconds since the epoch, for what operators read.
-    :ivar failures: attempts and connections in a row that failed by the backend's fault, none of them registered.
+    :ivar failures: attempts and connections that failed by the backend's fault since the last registration.
     :ivar on_failed: called after each of them.
     """
 
@@ -84,6 +84,7 @@ class Link:
         self._redact = redact
         self._token_in_use = ""
         self._floor = 0.0
+        self._wait = self._failed_at = 0.0
         self._wanted = False
         self._leaving = False
         self.client = WebSocketClient(
@@ -103,15 +104,21 @@ class Link:
 
     def start(self, *, afresh: bool = False) -> None:
         """
-        Begin to connect, and keep at it.
+        Begin to connect, and keep at it: at once, or when the wait is over that the last failure asked for. Links that
+        take turns while none works would otherwise keep each other busy without any wait.
 
         :param afresh: forget earlier failures, because the backend has proven since then that it lives.
         """
         self._wanted = True
         if afresh:
             self.failures = 0
+            self._wait = 0.0
             self.client.resetDelay()
-        self.client.start()
+        # However far the clock stepped back, no longer than that wait as a whole.
+        left = min(self._wait, self._failed_at + self._wait - self._clock.seconds())
+        if left > 0:
+            self.state = Waiting(self.last_error, self._wall() + left, self.client.attempts)
+        self.client.start(after=left)
 
     async def stop(self, deadline: float) -> int:
         """
@@ -196,7 +203,8 @@ class Link:
         lost = link.ended() if link is not None else 0
         if isinstance(error, NotRunning) or not self._wanted:
             return self._left(link)
-        wait = self._wait_after(error)
+        wait = self._wait = self._wait_after(error)
+        self._failed_at = self._clock.seconds()
         self.last_error = self._redact(str(error))
         label = reason_label(error)
         self._metrics.link_ended(self.name, label)
@@ -252,6 +260,7 @@ class Link:
         assert link is not None
         dialect = V1 if link.v1 else "plain"
         self.failures = 0
+        self._wait = 0.0
         self.last_error = ""
         self._metrics.link_registered(self.name, dialect)
         self.log.info(

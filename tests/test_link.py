@@ -1,4 +1,4 @@
-"""The WebSocket to one backend on a virtual clock: permits, tokens, waits, goodbyes; and never two links at once."""
+"""The WebSocket to one backend on a virtual clock: tokens, failures, waits, goodbyes; and never two links at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectBindError, ConnectionDone
+from twisted.internet.error import ConnectBindError, ConnectionDone, ConnectionLost
 
 from commsmgr import config
 from commsmgr.backends import Backends, Line
@@ -60,7 +60,7 @@ class Bench:
         backend = config.Backend(url=f"http://{name}.example", name=name)
         self.config = config.Config(backends=(backend,), http=config.HTTP(headers={"X-Site": "7"}), **sections)
         self.random = Random(3)
-        self.breaker = Breaker(self.config.breaker, self.clock.seconds, self.random)
+        self.failed: list[int] = []
         self.token = FakeToken("t0", "t1")
         self.link = Link(
             backend,
@@ -70,7 +70,6 @@ class Bench:
             random=self.random,
             dialer=self.dialer,  # type: ignore[arg-type]  # in-memory endpoints
             token=self.token,
-            breaker=self.breaker,
             metrics=self.metrics,
             conversation=conversation,
             events=self.recorder.events,
@@ -79,12 +78,12 @@ class Bench:
         )
         self.line = Line(
             name=name,
-            settings=backend,
             http_target=http_target(backend),
-            breaker=self.breaker,
+            breaker=Breaker(self.config.breaker, self.clock.seconds, self.random),
             http=FakeHTTP(self.clock),  # type: ignore[arg-type]  # a fake
             link=self.link,
         )
+        self.link.on_failed = lambda: self.failed.append(self.link.failures)
 
     @property
     def endpoint(self) -> MemoryEndpoint:
@@ -149,13 +148,6 @@ class _LinkTests(MemoryTestCase):
         self.clock.advance(1000)
         self.bench = Bench(self)
 
-    def permit_is_free(self, bench: Bench | None = None) -> None:
-        """No permit leaked: in due time a probe can be had."""
-        pass_time(self.clock, 20)
-        breaker = (bench or self.bench).breaker
-        self.assertTrue(breaker.try_acquire(), breaker.state)
-        breaker.released()
-
     def end(self, bench: Bench) -> None:
         """Stop, whatever the state, and see that nothing is left."""
         stopping = bench.stop(1.0)
@@ -163,7 +155,6 @@ class _LinkTests(MemoryTestCase):
         self.successResultOf(stopping)
         self.assertEqual(bench.link.state, Idle())
         self.assert_clean()
-        self.permit_is_free(bench)
 
 
 class ConnectingTests(_LinkTests):
@@ -210,7 +201,7 @@ class ConnectingTests(_LinkTests):
         bench = Bench(self)
         bench.token.outcome = TokenError("no file t0")
         bench.link.start()
-        self.assertEqual((bench.attempts, bench.breaker.state), (0, "closed"))
+        self.assertEqual((bench.attempts, bench.failed), (0, []))
         self.assertIsInstance(bench.link.state, Waiting)
         self.assertIn("***", bench.link.last_error)
         self.assertNotIn("t0", repr(bench.link.state))
@@ -266,88 +257,125 @@ class EndingTests(_LinkTests):
         self.assertEqual(self.bench.attempts, 2)
         self.end(self.bench)
 
-    def test_breaker(self) -> None:
-        """Failures in a row open the breaker; then nobody dials until its time is over, and the probe may succeed."""
+    def test_failures_in_a_row(self) -> None:
+        """What is the backend's fault is counted and told each time; a registration ends that."""
         bench = self.bench
         bench.link.start()
-        for _ in range(3):
-            bench.endpoint.fail(ConnectBindError())
-            pass_time(self.clock, 9)
-        self.assertEqual((bench.breaker.state, bench.attempts), ("open", 3))
-        left = bench.breaker.retry_in()
-        pass_time(self.clock, left - 0.1)
-        self.assertEqual(bench.attempts, 3)
-        pass_time(self.clock, 20)
-        self.assertEqual((bench.breaker.state, bench.attempts), ("half_open", 4))
+        for number, spoil in enumerate(
+            (
+                lambda: bench.endpoint.fail(ConnectBindError()),
+                lambda: bench.refuse("503 Busy"),
+                lambda: (bench.upgrade(V1), bench.gone()),
+                lambda: (bench.upgrade(V1), pass_time(self.clock, 10)),
+                lambda: pass_time(self.clock, 20),
+            ),
+            start=1,
+        ):
+            spoil()
+            self.assertEqual((bench.link.failures, bench.failed), (number, list(range(1, number + 1))))
+            pass_time(self.clock, bench.wait() + 0.001)
         bench.register()
-        self.assertEqual(bench.breaker.state, "closed")
+        self.assertEqual((bench.link.failures, len(bench.failed)), (0, 5))
+        bench.endpoint.transport.lose(ConnectionLost())
+        self.assertEqual(bench.failed[5:], [1])
         self.end(bench)
 
-    def test_failed_probe(self) -> None:
-        """A probe that fails opens the breaker again, and its permit is free for the next one."""
-        for spoil in (
-            lambda bench: bench.endpoint.fail(ConnectBindError()),
-            lambda bench: bench.refuse("503 Busy"),
-            lambda bench: (bench.upgrade(V1), bench.gone()),
-            lambda bench: (bench.upgrade(V1), pass_time(self.clock, 10)),
-            lambda bench: pass_time(self.clock, 20),
-        ):
-            bench = Bench(self, breaker=config.Breaker(failures=1, open_for=10.0))
-            bench.breaker.failed()
-            pass_time(self.clock, 13)
-            bench.link.start()
-            self.assertEqual(bench.breaker.state, "half_open")
-            spoil(bench)
-            self.assertEqual(bench.breaker.state, "open")
+    def test_the_state_is_told_first(self) -> None:
+        """Who hears of a failure finds the link waiting, and what it had in flight returned."""
+        bench = self.bench
+        seen: list[Any] = []
+        bench.link.on_failed = lambda: seen.append((type(bench.link.state), bench.link.open, bench.recorder.take()))
+        bench.up()
+        bench.endpoint.transport.lose(ConnectionLost())
+        self.assertEqual(seen, [(Waiting, None, [("registered",), ("ended",)])])
+        self.end(bench)
+
+    def test_no_failures(self) -> None:
+        """A refusal of the token or of us, a missing token, and a stop say nothing against the backend."""
+        for status in ("401 No", "403 No", "404 No", "429 Slowly"):
+            self.bench.link.start(afresh=True)
+            self.bench.refuse(status)
+            self.end(self.bench)
+        self.bench.token.outcome = fail(TokenError("no"))
+        self.bench.link.start(afresh=True)
+        self.end(self.bench)
+        self.bench.token.outcome = None
+        self.bench.link.start(afresh=True)
+        self.bench.register()
+        self.end(self.bench)
+        self.assertEqual((self.bench.failed, self.bench.link.failures), ([], 0))
+
+    def test_nobody_listens(self) -> None:
+        """Failures are counted when nobody wants to hear of them, too."""
+        self.bench.link.on_failed = None
+        self.bench.link.start()
+        self.bench.endpoint.fail(ConnectBindError())
+        self.assertEqual(self.bench.link.failures, 1)
+        self.end(self.bench)
+
+    def test_the_wait_outlives_a_stop(self) -> None:
+        """A link that is left and started again waits for the rest of the wait; afresh, it forgets all that."""
+        bench = self.bench
+        for afresh in (False, True):
+            bench.link.start(afresh=True)
+            bench.refuse("503 Busy", "Retry-After: 60")
+            left = bench.wait()
+            stopping = bench.stop()
+            self.successResultOf(stopping)
+            self.assertEqual(bench.link.state, Idle())
+            self.clock.advance(20)
+            attempts = bench.attempts
+            bench.link.start(afresh=afresh)
+            if not afresh:
+                self.assertAlmostEqual(bench.wait(), left - 20)
+                self.assertEqual((bench.link.failures, bench.link.state.attempts), (1, 1))  # type: ignore[union-attr]  # Waiting, by wait()
+                self.assertIn("503", bench.link.state.reason)  # type: ignore[union-attr]  # as above
+                pass_time(self.clock, left - 20.1)
+                self.assertEqual(bench.attempts, attempts)
+                pass_time(self.clock, 0.2)
+            self.assertEqual(bench.attempts, attempts + 1)
+            self.assertIsInstance(bench.link.state, Connecting)
+            self.assertEqual(bench.link.failures, 0 if afresh else 1)
+            bench.endpoint.fail(ConnectBindError())
+            self.assertLessEqual(bench.wait(), 1 if afresh else 2)
             self.end(bench)
 
-    def test_a_permit_is_given_back_once(self) -> None:
-        """An attempt that got no permit gives none back: the probe that is out elsewhere stays the only one."""
-        bench = Bench(self, breaker=config.Breaker(failures=1, open_for=10.0))
+    def test_stop_while_the_wait_goes_on(self) -> None:
+        """A stop during such a wait leaves nothing behind, and when the wait is over a start is a start."""
+        bench = self.bench
         bench.link.start()
-        bench.endpoint.fail(ConnectBindError())
-        self.clock.advance(0.9 * bench.breaker.retry_in())
-        while bench.breaker.state != "half_open":
-            self.clock.advance(0.01)
-            bench.breaker.try_acquire()
-        attempts = bench.attempts
-        for _ in range(5):
-            bench.link.client.retry_now()
-            self.assertEqual((bench.breaker.state, bench.attempts), ("half_open", attempts))
-        bench.breaker.released()
+        bench.refuse("503 Busy", "Retry-After: 60")
+        bench.stop()
+        bench.link.start()
+        bench.link.start()
+        self.assertEqual(bench.attempts, 1)
+        bench.stop()
+        self.assert_clean()
+        self.clock.advance(100)
+        bench.link.start()
+        self.assertEqual(bench.attempts, 2)
         self.end(bench)
 
-    def test_a_probe_that_says_nothing(self) -> None:
-        """A refused token, a missing one, and a stop during the probe give the permit back."""
-        for spoil in (
-            lambda bench: bench.refuse("401 No"),
-            lambda bench: self.end(bench),
-            lambda bench: (bench.upgrade(V1), self.end(bench)),
-        ):
-            bench = Bench(self, breaker=config.Breaker(failures=1, open_for=10.0))
-            bench.breaker.failed()
-            pass_time(self.clock, 13)
-            bench.link.start()
-            spoil(bench)
-            self.end(bench)
-        pending: Deferred[str] = Deferred()
-        for outcome in (fail(TokenError("no")), pending):
-            bench = Bench(self, breaker=config.Breaker(failures=1, open_for=10.0))
-            bench.token.outcome = outcome
-            bench.breaker.failed()
-            pass_time(self.clock, 13)
-            bench.link.start()
-            self.end(bench)
-        self.assertTrue(pending.called)
+    def test_a_clock_that_steps_back_during_the_wait(self) -> None:
+        """A start after a step of the clock waits no longer than it would have waited anyway."""
+        bench = self.bench
+        bench.link.start()
+        bench.refuse("503 Busy", "Retry-After: 60")
+        left = bench.wait()
+        self.successResultOf(bench.stop())
+        self.clock.rightNow -= 500
+        bench.link.start()
+        self.assertAlmostEqual(bench.wait(), left)
+        self.end(bench)
 
     def test_hanging_up_is_no_failure(self) -> None:
-        """A backend that registered us and hangs up later has not failed, however often; the waits grow anyway."""
+        """A backend that registers us and hangs up later never failed twice in a row; the waits grow anyway."""
         bench = self.bench
         bench.link.start()
         for number in range(8):
             bench.register()
             bench.gone()
-            self.assertEqual(bench.breaker.state, "closed")
+            self.assertLessEqual(max(bench.failed), 1)
             self.assertTrue(0 <= bench.wait() <= min(8, 2**number))
             self.assertEqual(bench.recorder.take(), [("registered",), ("ended",)])
             pass_time(self.clock, 8)
@@ -362,40 +390,6 @@ class EndingTests(_LinkTests):
         bench.link.open.send([entry(1), entry(2)], "now")
         bench.gone()
         self.assertIsNone(bench.link.open)
-        self.end(bench)
-
-    def test_permit_free(self) -> None:
-        """Who waits for the permit alone tries at once when the breaker closes; who waits after a failure does not."""
-        bench = self.bench
-        while bench.breaker.state != "open":
-            bench.breaker.failed()
-        bench.link.start()
-        self.assertEqual(bench.attempts, 0)
-        self.assertIn("failed too often", bench.link.last_error)
-        self.assertGreaterEqual(bench.wait(), bench.breaker.retry_in())
-        pass_time(self.clock, bench.breaker.retry_in())
-        self.assertTrue(bench.breaker.try_acquire())
-        bench.breaker.succeeded()
-        bench.link.permit_free()
-        self.assertEqual(bench.attempts, 1)
-        bench.endpoint.fail(ConnectBindError())
-        bench.link.permit_free()
-        self.assertEqual(bench.attempts, 1)
-        self.end(bench)
-
-    def test_waiting_for_a_permit_is_no_failure(self) -> None:
-        """Attempts that only asked for a permit do not make later waits longer."""
-        bench = Bench(self, reconnect=config.Reconnect(base=1.0, cap=8.0, retry_after_cap=0.0))
-        while bench.breaker.state != "open":
-            bench.breaker.failed()
-        bench.link.start()
-        for _ in range(50):
-            self.assertLessEqual(bench.wait(), 1.0)
-            bench.link.permit_free()
-        pass_time(self.clock, 13)
-        self.assertEqual(bench.attempts, 1)
-        bench.endpoint.fail(ConnectBindError())
-        self.assertEqual(bench.breaker.state, "open")
         self.end(bench)
 
 
@@ -421,7 +415,7 @@ class RefusedTokenTests(_LinkTests):
             self.bench.refuse("401 No")
             self.assertTrue(30 <= self.bench.wait() <= 90)
             pass_time(self.clock, self.bench.wait() + 0.001)
-        self.assertEqual(self.bench.breaker.state, "closed")
+        self.assertEqual(self.bench.failed, [])
         self.end(self.bench)
 
     def test_close_code(self) -> None:
@@ -475,7 +469,6 @@ class GoawayTests(_LinkTests):
         bench.gone()
         self.assertEqual(bench.recorder.take(), [("registered",), ("receipts", [1]), ("ended",)])
         self.assertTrue(20 <= bench.wait() <= 50, bench.wait())
-        self.assertEqual(bench.breaker.state, "closed")
         pass_time(self.clock, 50)
         bench.register()
         bench.gone()
@@ -503,6 +496,36 @@ class GoawayTests(_LinkTests):
         self.bench.gone()
         self.assertTrue(100 <= self.bench.wait() <= 200)
         self.end(self.bench)
+
+    def test_no_failure(self) -> None:
+        """However the connection of a backend that leaves ends, that is no failure; the next one's end may be one."""
+        bench = self.bench
+        for lost, failures in ((True, []), (False, [1])):
+            bench.up() if lost else bench.register()
+            if lost:
+                self.goaway(bench, 0, 0)
+            bench.endpoint.transport.lose(ConnectionLost())
+            self.assertEqual(bench.failed, failures)
+            pass_time(self.clock, 8)
+        self.end(bench)
+
+    def test_no_receipts(self) -> None:
+        """A backend that leaves and receipts nothing any more is left after a while, with what it did not receipt."""
+        bench = self.bench
+        bench.up()
+        assert bench.link.open is not None
+        bench.link.open.send([entry(1)], "now")
+        self.goaway(bench, 5, 0)
+        for _ in range(29):
+            pass_time(self.clock, 1)
+            bench.feed(message(type="ping", id="p"))
+        self.assertNotIn(CLOSE, [opcode for opcode, _ in bench.sent()])
+        pass_time(self.clock, 1)
+        self.assertEqual(bench.sent()[-1][0], CLOSE)
+        bench.feed(close_frame(1000))
+        bench.gone()
+        self.assertEqual((bench.recorder.take(), bench.failed), ([("registered",), ("ended",)], []))
+        self.end(bench)
 
     def test_not_after_a_stop(self) -> None:
         """The wait that a goaway asked for is over with the stop: a later start that fails waits as usual."""
@@ -649,77 +672,140 @@ class StopTests(_LinkTests):
 
 
 class MovingTests(_LinkTests):
-    """Two backends with real links: a machine never has two connections."""
+    """Two backends with real links: a machine never has two connections, and never hurries from one to the other."""
 
     def setUp(self) -> None:
         super().setUp()
         self.one, self.two = Bench(self, "one"), Bench(self, "two")
         self.backends = Backends(
-            [self.one.line, self.two.line], websocket=True, clock=self.clock, metrics=self.one.metrics
+            [self.one.line, self.two.line],
+            whole=config.Config(
+                backends=(config.Backend(url="http://one.example"), config.Backend(url="http://two.example")),
+                breaker=config.Breaker(failures=3),
+            ),
+            clock=self.clock,
+            metrics=self.one.metrics,
         )
         self.backends.start()
 
     def live(self) -> int:
         """Count the connections that exist or are being made."""
         return sum(
-            not (endpoint.transport.lost or endpoint.cancelled)
+            not (endpoint.transport.lost or endpoint.cancelled or endpoint.connecting.called)
+            or (endpoint.transport.protocol is not None and not endpoint.transport.lost)
             for bench in (self.one, self.two)
             for endpoint in bench.dialer.endpoints
         )
 
-    def open_breaker(self, bench: Bench) -> None:
-        while bench.breaker.state != "open":
-            bench.breaker.failed()
+    def never_two(self, seconds: float) -> None:
+        """Let time pass, and see that there is one connection at most."""
+        for _ in range(int(seconds * 10)):
+            pass_time(self.clock, 0.1)
+            self.assertLessEqual(self.live(), 1)
+
+    def fail(self, bench: Bench) -> None:
+        """Let the link of this backend fail until the other one is turned to."""
+        while self.backends.active is bench.line:
+            bench.endpoint.fail(ConnectBindError())
+            if self.backends.active is bench.line:
+                pass_time(self.clock, bench.wait() + 0.001)
+
+    def answered(self, bench: Bench) -> None:
+        """This backend answers a request over HTTP."""
+        self.backends.answered(bench.line, works=True, receipt_at=1.0)
 
     def test_there_and_back(self) -> None:
-        """Failover and failback wait for the end of the old connection, even when its goodbye takes all its time."""
-        self.one.register()
-        self.open_breaker(self.one)
-        self.assertEqual((self.live(), self.two.attempts), (1, 0))
-        for _ in range(60):
-            pass_time(self.clock, 0.1)
-            self.assertLessEqual(self.live(), 1)
-        self.assertEqual((self.one.link.state, self.two.attempts), (Idle(), 1))
+        """Failures bring the other one at once, and it stays; proof brings the first one back, after the goodbye."""
+        self.fail(self.one)
+        self.assertEqual((self.one.attempts, self.two.attempts), (3, 1))
+        self.assertEqual(self.one.link.state, Idle())
         self.two.register()
-        pass_time(self.clock, self.one.breaker.retry_in())
-        self.assertIs(self.backends.for_request(), self.one.line)
-        self.assertIsInstance(self.two.link.state, Registered)
-        self.one.breaker.succeeded()
-        for _ in range(60):
-            pass_time(self.clock, 0.1)
-            self.assertLessEqual(self.live(), 1)
-        self.one.register()
-        self.assertEqual((self.two.link.state, self.live()), (Idle(), 1))
-
-    def test_failover_by_the_link(self) -> None:
-        """Failed attempts of the link itself open the breaker, and the other backend is tried."""
-        for _ in range(3):
-            self.one.endpoint.fail(ConnectBindError())
-            pass_time(self.clock, 8)
-        self.assertIs(self.backends.active, self.two.line)
-        self.assertEqual((self.one.link.state, self.two.attempts), (Idle(), 1))
-        self.two.register()
-        pass_time(self.clock, 1000)
+        self.never_two(10)
+        self.assertEqual((self.one.attempts, self.two.attempts), (3, 1))
+        self.clock.advance(300)
+        self.two.register() if not isinstance(self.two.link.state, Registered) else None
+        self.answered(self.one)
         self.assertEqual(self.one.attempts, 3)
+        self.never_two(6)
+        self.assertEqual((self.two.link.state, self.one.attempts), (Idle(), 4))
+        self.one.register()
+        self.assertEqual(self.live(), 1)
+
+    def run_down(self, seconds: float) -> int:
+        """Let every attempt at both fail at once; return how many there were."""
+        before = self.one.attempts + self.two.attempts
+        ends = self.clock.seconds() + seconds
+        while self.clock.seconds() < ends:
+            for _ in range(50):
+                pending = [bench for bench in (self.one, self.two) if isinstance(bench.link.state, Connecting)]
+                if not pending:
+                    break
+                self.assertEqual(len(pending), 1)
+                pending[0].endpoint.fail(ConnectBindError())
+            else:
+                raise AssertionError("a hot loop")
+            pass_time(self.clock, 0.1)
+        return self.one.attempts + self.two.attempts - before
+
+    def test_both_down(self) -> None:
+        """When both are down both are tried, in turn, each at its own pace and no faster."""
+        self.run_down(60)
+        one, two = self.one.attempts, self.two.attempts
+        minutes = [self.run_down(60) for _ in range(10)]
+        # A single one would be tried about 15 times a minute with a cap of 8 s.
+        self.assertLessEqual(max(minutes), 45, minutes)
+        self.assertGreater(min(minutes), 5, minutes)
+        self.assertGreater(min(self.one.attempts - one, self.two.attempts - two), 20)
+
+    def test_one_comes_back(self) -> None:
+        """When one answers over HTTP while the other's WebSocket fails, it is turned to at once, all afresh."""
+        self.run_down(120)
+        while self.backends.active is self.one.line:
+            self.run_down(0.1)
+        attempts = self.one.attempts
+        self.answered(self.one)
+        pass_time(self.clock)
+        self.assertEqual((self.one.attempts, self.one.link.failures), (attempts + 1, 0))
+        self.one.endpoint.fail(ConnectBindError())
+        self.assertIs(self.backends.active, self.one.line)
+        self.assertLessEqual(self.one.wait(), 1)
+
+    def test_websockets_that_a_proxy_cuts(self) -> None:
+        """While HTTP works, at both or at one, and no WebSocket does, requests that succeed do not make links hurry."""
+        for working in (("one", "two"), ("two",), ("one",)):
+            self.run_down(60)
+            before = self.one.attempts + self.two.attempts
+            for _ in range(1200):
+                self.run_down(1)
+                line = self.backends.for_request()
+                works = line.name in working
+                self.backends.answered(line, works=works, receipt_at=1.0 if works else None)
+            attempts = self.one.attempts + self.two.attempts - before
+            self.assertLessEqual(attempts / 20, 40, working)
 
     def test_stop_during_the_move(self) -> None:
         """A stop during the move ends everything within its deadline, and nothing is started."""
-        self.one.register()
-        self.open_breaker(self.one)
+        self.leave()
         stopping = Deferred.fromCoroutine(self.backends.stop(2.0))
         pass_time(self.clock, 2.5)
-        self.assertEqual(self.successResultOf(stopping), 0)
-        self.assertEqual((self.live(), self.two.attempts), (0, 0))
+        self.successResultOf(stopping)
+        self.assertEqual((self.live(), self.one.attempts), (0, 3))
         pass_time(self.clock, 10)
         self.assert_clean()
 
     def test_start_after_a_stop_during_the_move(self) -> None:
         """Started again while the old connection says goodbye, there is still one at most."""
-        self.one.register()
-        self.open_breaker(self.one)
+        self.leave()
         stopping = Deferred.fromCoroutine(self.backends.stop(2.0))
         self.backends.start()
-        for _ in range(60):
-            pass_time(self.clock, 0.1)
-            self.assertLessEqual(self.live(), 1)
+        self.never_two(6)
         self.successResultOf(stopping)
+        self.assertEqual(self.one.attempts, 4)
+
+    def leave(self) -> None:
+        """Begin to move from a registered link back to the preferred backend."""
+        self.fail(self.one)
+        self.two.register()
+        self.backends.active.left_at = self.one.line.left_at = None
+        self.answered(self.one)
+        self.assertIs(self.backends.active, self.one.line)

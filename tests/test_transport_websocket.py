@@ -906,6 +906,38 @@ class StopTests(MemoryTestCase):
         self.endpoint.fail(ConnectBindError())
         self.successResultOf(results[0])
 
+    def test_start_later(self) -> None:
+        """Told to wait before the first attempt it does; a stop, or a need to hurry, ends that wait."""
+        self.client.start(after=7.0)
+        self.client.start()
+        self.assertEqual(self.dialer.endpoints, [])
+        self.clock.advance(6.9)
+        self.assertEqual(self.dialer.endpoints, [])
+        self.clock.advance(0.1)
+        self.assertEqual((len(self.dialer.endpoints), self.client.attempts), (1, 1))
+        self.client.stop()
+        self.clock.advance(10)
+        self.client.start(after=7.0)
+        self.successResultOf(self.client.stop())
+        self.assert_clean()
+        self.client.start(after=7.0)
+        self.client.retry_now()
+        self.assertEqual(len(self.dialer.endpoints), 2)
+        self.client.start(after=7.0)
+        self.client.stop()
+        self.clock.advance(10)
+        self.assert_clean()
+
+    def test_start_later_while_closing(self) -> None:
+        """While the old connection is being closed there is no further wait."""
+        self.connect()
+        self.client.stop()
+        self.client.start(after=7.0)
+        self.clock.advance(0)
+        self.assertEqual(len(self.dialer.endpoints), 2)
+        self.client.stop()
+        self.clock.advance(10)
+
     def test_start_twice(self) -> None:
         """start() is idempotent."""
         self.client.start()

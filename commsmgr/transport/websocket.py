@@ -8,7 +8,8 @@ is passed in, there is one timer, and stopping closes what is open. Of the latte
 
 ::
 
-                       start                    ended
+          +-------------------- start later ----------------+
+          |            start                    ended       v
         IDLE --------------------> TRYING -----------------> WAITING
           ^ ^                       ^  | ^                    |  |
           | |                  ended|  | +----- due ----------+  |
@@ -85,6 +86,7 @@ class _State(Enum):
 
 class _Input(Enum):
     START = auto()  # the owner wants a connection
+    START_LATER = auto()  # the same, but not at once
     STOP = auto()  # the owner wants none
     DUE = auto()  # the wait is over, or was cut short
     ENDED = auto()  # the attempt is over
@@ -92,6 +94,7 @@ class _Input(Enum):
 
 _NEXT: Final = {
     (_State.IDLE, _Input.START): _State.TRYING,
+    (_State.IDLE, _Input.START_LATER): _State.WAITING,
     (_State.WAITING, _Input.STOP): _State.IDLE,
     (_State.WAITING, _Input.DUE): _State.TRYING,
     (_State.TRYING, _Input.STOP): _State.STOPPING,
@@ -190,9 +193,16 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
         """Attempts since the last connection that was stable, the present one included."""
         return int(self.retries)
 
-    def start(self) -> None:
-        """Begin to connect, at once, or once the connection that is being closed is gone. Idempotent."""
-        if self._turn(_Input.START) and self._state is _State.TRYING:
+    def start(self, *, after: float = 0.0) -> None:
+        """
+        Begin to connect, at once, or once the connection that is being closed is gone. Idempotent.
+
+        :param after: seconds to wait before the first attempt, when nothing is being closed.
+        """
+        if after > 0 and self._turn(_Input.START_LATER):
+            self.delay = after
+            self.retry()
+        elif self._turn(_Input.START) and self._state is _State.TRYING:
             self._begin()
 
     def stop(self, *, close_within: float = CLOSE_WITHIN) -> Deferred[None]:
