@@ -534,6 +534,7 @@ class GoawayTests(_LinkTests):
         self.end(self.bench)
         self.bench.link.start()
         self.bench.endpoint.fail(ConnectBindError())
+        self.assertEqual(self.bench.failed, [1])
         self.assertLess(self.bench.wait(), 9)
         self.end(self.bench)
 
