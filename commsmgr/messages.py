@@ -153,7 +153,7 @@ class RegisterData(Struct, frozen=True, kw_only=True):
 
 
 class Register(Struct, frozen=True, kw_only=True, tag="register"):
-    """The agent's first message on a WebSocket. Nothing else is sent before it is answered."""
+    """The agent's first message on a WebSocket. No result is sent before it is answered."""
 
     machine_id: Id
     id: Id
