@@ -230,7 +230,6 @@ class Run:
             self.channel.close()
             if self.runner is not None:
                 await self.runner.stop(share)
-            self.reporting.stop()
 
         async def stop_delivery(share: float) -> None:
             await self.delivery.flush(share)
@@ -303,6 +302,10 @@ class Run:
 
     async def _open_spool(self) -> None:
         opened: Opened = await self.spool.open()
+        if not self.service.running:
+            # Stopped meanwhile, on a disk that hung perhaps so long ago that nobody waits for the spool any more.
+            await self.spool.close()
+            return
         self.overview.set_aside = opened.set_aside
         self.overview.running = True
         self.intake.recover(opened)
@@ -310,6 +313,7 @@ class Run:
 
     async def _close_spool(self, _: float) -> None:
         self.overview.running = False
+        self.reporting.stop()
         await self.spool.close()
 
     def _link_registered(self, link: OpenLink) -> None:

@@ -18,8 +18,10 @@ from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 import commsmgr
-from commsmgr import config
+from commsmgr import config, reporting
 from commsmgr.assembly import Run
+from commsmgr.backend.service import ReferenceBackend
+from commsmgr.backends import Backends
 from commsmgr.credentials import StaticToken
 from commsmgr.environment import NotedToken
 from commsmgr.errors import (
@@ -28,9 +30,11 @@ from commsmgr.errors import (
     ConfigError,
     InvalidMessage,
     NotRunning,
+    QueueFull,
     SpoolLocked,
     SpoolWriteFailed,
     TransportError,
+    UsageError,
 )
 from commsmgr.manager import Manager
 from commsmgr.messages import Command, Push, Result
@@ -166,6 +170,23 @@ class Calls(WorldTestCase):
             await self.assertFailure(waiting, InvalidMessage)
         self.assertTrue(nothing_held(manager))
 
+    async def test_times(self) -> None:
+        """A time that is no positive, finite number is refused at the call; nothing is sent and nothing kept."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        for wrong in (0, -1, -0.5, float("nan"), float("inf"), float("-inf"), True, "5", b"5", [5], 5j):
+            seconds: Any = wrong
+            for name, waiting in (
+                ("ttl", manager.send_result(Result(command_id="c"), ttl=seconds)),
+                ("timeout", manager.send_heartbeat(timeout=seconds)),
+                ("timeout", manager.send_http("GET", "/", timeout=seconds)),
+            ):
+                error = self.failureResultOf(waiting, InvalidMessage).value
+                self.assertIn(f"{name}: expected a number of seconds above 0, found {wrong!r}", str(error))
+        self.assertTrue(nothing_held(manager))
+        await manager.send_result(Result(command_id="c"), ttl=5)
+        self.assertEqual(manager.status().queue.events, 1)
+
     async def test_right_after_the_start(self) -> None:
         """A message given before the spool is open is accepted as soon as it is; one result only for each command."""
         manager = self.manager(quick(NOWHERE, self.directory))
@@ -287,16 +308,22 @@ class Wiring(WorldTestCase):
 
     async def test_housekeeping(self) -> None:
         """What has expired goes, and so do commands that were finished long ago."""
-        now = [time.time()]
+        now, registry = [time.time()], CollectorRegistry()
         settings = quick(NOWHERE, self.directory, spool=config.Spool(path=self.directory, remember_commands=60.0))
-        manager = self.manager(settings, wall=lambda: now[0])
+        manager = self.manager(settings, wall=lambda: now[0], registry=registry)
         manager.startService()
         await manager.send_result(Result(command_id="elsewhere"), ttl=5.0)
         now[0] += 6
         run = manager._run
         assert run is not None
         await run._keep_house()
-        self.assertEqual((manager.status().queue.events, manager.status().queue.dead_letters), (0, 1))
+        queue = manager.status().queue
+        self.assertEqual((queue.events, queue.dead_letters, queue.dropped), (0, 1, {"expired": 1}))
+        dropped = registry.get_sample_value("commsmgr_dropped_total", {"reason": "expired"})
+        self.assertEqual(dropped, 1, "counted where it is scraped")
+        # What was handed out is of its moment.
+        queue.dropped.clear()
+        self.assertEqual(manager.status().queue.dropped, {"expired": 1})
 
     async def test_status_page(self) -> None:
         """The page is there while the manager runs, and shows the same as status()."""
@@ -458,6 +485,47 @@ class Life(WorldTestCase):
         await stopping
         opening.errback(SpoolWriteFailed("at last"))
         self.assertEqual(manager.status().problems, ())
+
+    async def test_disk_that_hung(self) -> None:
+        """A spool that opens long after the stop gave up on it is closed again: the next start finds it free."""
+        hung: Deferred[None] = Deferred()
+        opened, close = Spool.open, Spool.close
+        closed: Deferred[None] = Deferred()
+
+        def close_it(spool: Spool) -> Deferred[None]:
+            return close(spool).addCallback(lambda _: hung.called and closed.callback(None))
+
+        patches = [
+            self.patch(Spool, "open", lambda spool: hung.addCallback(lambda _: opened(spool))),
+            self.patch(Spool, "close", close_it),
+        ]
+        manager = self.manager(quick(NOWHERE, self.directory, stop_deadline=0.1))
+        manager.startService()
+        await manager.disconnect()
+        hung.callback(None)
+        await closed
+        self.assertFalse(manager.status().running)
+        for patch in patches:
+            patch.restore()
+        manager.startService()
+        await manager.started()
+        self.assertTrue(manager.status().running)
+
+    async def test_status_at_the_end(self) -> None:
+        """From the moment at which the spool closes the status says that the manager does not run any more."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        await manager.started()
+        seen: list[bool] = []
+        close = Spool.close
+
+        def closing(spool: Spool) -> Deferred[None]:
+            seen.append(manager.status().running)
+            return close(spool)
+
+        self.patch(Spool, "close", closing)
+        await manager.disconnect()
+        self.assertEqual(seen, [False])
 
     async def test_start_that_fails_after_its_stop(self) -> None:
         """What went wrong in a start that was stopped is nothing to whoever has started anew."""
@@ -630,6 +698,74 @@ class Commands(WorldTestCase):
         self.successResultOf(reading)
         self.assertEqual([command.type for command in seen], ["one"])
 
+    async def test_handler_or_reader(self) -> None:
+        """Commands go to the handler or to readers: asking for the channel of a manager with a handler is a mistake."""
+        manager = self.manager(quick(NOWHERE, self.directory), handler=lambda command: command.success())
+        for _ in range(2):
+            error = self.assertRaises(UsageError, manager.commands)
+            self.assertIn("either a handler or readers", str(error))
+            self.assertNotIsInstance(error, NotRunning)
+            manager.startService()
+            await manager.started()
+
+    async def _interrupted_at_a_full_outbox(self) -> tuple[ReferenceBackend, Manager, str]:
+        """Return a manager, stopped, with an offered command and no room for its result; the backend is away."""
+        self.patch(reporting, "AGAIN", 0.02)
+        backend = await self.backend()
+        spool = config.Spool(path=self.directory, durability="normal", max_events=3)
+        manager = self.manager(quick(backend, self.directory, spool=spool, stop_deadline=0.4))
+        await manager.connect()
+        command = backend.send_command(MACHINE, "one")
+        await manager.commands().get()
+        backend.faults.inject("refuse")
+        backend.faults.inject("drop")
+        await until(lambda: not manager.status().connected)
+        for _ in range(3):
+            await manager.send_result(Result(command_id="elsewhere"))
+        await self.assertFailure(manager.send_result(Result(command_id="elsewhere")), QueueFull)
+        await manager.disconnect()
+        self.assertEqual(self.logged("command.interrupted"), [])
+        return backend, manager, command
+
+    async def test_interrupted_at_a_full_outbox(self) -> None:
+        """Its result waits and is stored as soon as there is room, without another start."""
+        backend, manager, command = await self._interrupted_at_a_full_outbox()
+        manager.startService()
+        await until(lambda: len(self.logged("command.result-waits")) > 2)
+        self.assertEqual((manager.status().queue.events, manager.status().queue.open_commands), (3, 1))
+        backend.faults.clear()
+        self.assertEqual((await backend.when_result(command)).status, "interrupted")
+        await until(lambda: manager.status().queue.events == manager.status().queue.open_commands == 0)
+        results = [result.command_id for result in backend.ledger.results()]
+        self.assertEqual(results.count(command), 1)
+        self.assertEqual(len(self.logged("command.interrupted")), 1)
+        self.assertEqual(self.logged("command.not-reported"), [])
+
+    async def test_stopped_while_an_interrupted_one_waits(self) -> None:
+        """A stop meanwhile is not held up, and leaves it for the next start, which still knows the command."""
+        backend, manager, command = await self._interrupted_at_a_full_outbox()
+        for starts in (1, 2):
+            manager.startService()
+            await manager.started()
+            self.assertEqual(len(self.logged("command.interrupted")), starts)
+            self.assertEqual(manager.status().queue.open_commands, 1)
+            await manager.disconnect()
+        self.assertEqual(self.logged("command.not-reported"), [])
+        self.assertIsNone(backend.result_of(command))
+        backend.faults.clear()
+        await manager.connect()
+        self.assertEqual((await backend.when_result(command)).status, "interrupted")
+
+    async def test_start_that_fails_while_an_interrupted_one_waits(self) -> None:
+        """A start that fails behind the spool ends the insisting as well: nothing is left that runs."""
+        _, manager, _ = await self._interrupted_at_a_full_outbox()
+        self.patch(Backends, "start", lambda backends: 1 // 0)
+        await self.assertFailure(manager.connect(), CommsError)
+        self.assertEqual(len(self.logged("command.result-waits")), 1)
+        self.assertEqual(self.logged("command.not-reported"), [])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.events.clear()
+
     async def test_no_room_on_a_plain_backend(self) -> None:
         """A plain backend gets a rejected result for what there is no room for; the command that runs stays open."""
         backend = await self.backend(dialects=["plain"])
@@ -651,5 +787,6 @@ class Commands(WorldTestCase):
         run = manager._run
         assert run is not None
         run.intake._say(Result(command_id="refused", status="rejected"))
-        await until(lambda: self.logged("command.not-reported"))
+        (event,) = self.logged("command.not-reported")
+        self.assertEqual((event["status"], event["message_id"]), ("rejected", "refused"))
         self.assertEqual(manager.status().queue.events, 1)

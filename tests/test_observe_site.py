@@ -62,7 +62,7 @@ class SiteCase(TestCase):
     def setUp(self) -> None:
         self.status: Callable[[], Status] = some_status
         self.registry = CollectorRegistry()
-        Metrics(self.registry, seconds=lambda: 1.0).dropped("expired", 4)
+        Metrics(self.registry, seconds=lambda: 1.0).watch(lambda: QueueStatus(dropped={"expired": 4}))
         self.site = self.make()
         self.site.startService()
         self.addCleanup(self.site.stopService)

@@ -84,8 +84,8 @@ class Report(ReportingTestCase):
         self.assertEqual((self.open, self.sizes), (1, []))
         self.world.run()
         self.assertEqual(self.successResultOf(reporting), "r1")
-        ((id, body),) = self.stored()
-        self.assertEqual((id, body["id"], body["command_id"], body["output"]), ("r1", "r1", "c", "out"))
+        ((name, body),) = self.stored()
+        self.assertEqual((name, body["id"], body["command_id"], body["output"]), ("r1", "r1", "c", "out"))
         self.assertEqual((body["timestamp"], self.open), ("now", 0))
         self.assertEqual(self.sizes, [self.world.spool.outbox.stats.event_bytes])
 
@@ -135,9 +135,9 @@ class Insist(ReportingTestCase):
         self.assertNoResult(insisting)
         self.world.clock.advance(0.01)
         self.world.run()
-        id = self.successResultOf(insisting)
+        name = self.successResultOf(insisting)
         ((stored, body),) = self.stored()
-        self.assertEqual((stored, body["output"], self.open, len(self.sizes)), (id, "late", 0, 1))
+        self.assertEqual((stored, body["output"], self.open, len(self.sizes)), (name, "late", 0, 1))
         self.idle()
 
     def test_disk(self) -> None:
