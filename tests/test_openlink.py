@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar
 
 from prometheus_client import CollectorRegistry
@@ -13,9 +14,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from commsmgr import config
 from commsmgr.errors import PeerSilent
 from commsmgr.observe.metrics import Metrics
+from commsmgr.openlink import REPLIES
 from tests.link_kit import MACHINE, FakeConnection, LinkBench, Recorder, counterparts, differences, entry, pass_time
 
 COMMAND = {"type": "command", "id": "c1", "timestamp": "", "data": {"type": "echo", "command": "x"}}
+
+
+def encoded(message: Any) -> bytes:
+    """Return a message as it went over the wire."""
+    return json.dumps(message, separators=(",", ":")).encode()
 
 
 class FakesTests(SynchronousTestCase):
@@ -197,12 +204,49 @@ class MessagesTests(_LinkTests):
         self.bench.say({"type": "ping", "id": "p9"})
         self.assertEqual([message["id"] for message in self.connection.texts("pong")], ["p9"])
 
+    def test_replies_are_bounded(self) -> None:
+        """A peer that asks and does not read gets 256 KiB of answers; one ping asks it whether it does."""
+        self.registered()
+        question = {"type": "ping", "id": "p" * 1000}
+        for _ in range(1000):
+            self.bench.say(question)
+        answered = len(self.connection.texts("pong"))
+        self.assertTrue(REPLIES - 2000 < answered * len(encoded(self.connection.texts("pong")[0])) <= REPLIES, answered)
+        self.assertEqual(len(self.connection.pings()), 1)
+        self.assertEqual(self.messages("reply", "out", "dropped"), 1000 - answered)
+        self.bench.pong(b"stray")
+        self.bench.say(question)
+        self.assertEqual(len(self.connection.texts("pong")), answered)
+        self.bench.pong()
+        for _ in range(1000):
+            self.bench.say(question)
+        self.assertEqual(len(self.connection.texts("pong")), 2 * answered)
+        self.assertEqual(len(self.connection.pings()), 2)
+        self.assertEqual(self.connection.killed, [])
+
+    def test_a_peer_that_asks_and_never_reads(self) -> None:
+        """In the end it is given up, though bytes come from it all the time."""
+        self.registered()
+        for _ in range(1000):
+            self.bench.say({"type": "ping", "id": "p" * 1000})
+        for _ in range(61):
+            pass_time(self.clock, 1)
+            self.bench.say({"type": "ping", "id": "p"})
+        self.assertIsInstance(self.connection.killed[0], PeerSilent)
+
     def test_push_and_settings(self) -> None:
         """A message of an unknown type goes to the agent, intervals go to the schedules."""
+        self.registered()
         self.bench.say({"type": "config_update", "id": "x", "data": {}})
         self.bench.say({"type": "settings", "data": {"heartbeat_interval": 10}})
         self.assertEqual(self.recorder.take(), [("pushed", "config_update"), ("settings", 10.0)])
         self.assertEqual(self.messages("push", "in", "ok"), 1)
+
+    def test_settings_before_the_registration(self) -> None:
+        """Whoever has not registered us has no say over our intervals."""
+        self.bench.say({"type": "settings", "data": {"heartbeat_interval": 10}})
+        self.bench.register()
+        self.assertEqual(self.recorder.take(), [("registered",)])
 
     def test_invalid(self) -> None:
         """What cannot be used is counted each time, logged once in a burst, and the link lives on."""
@@ -257,8 +301,16 @@ class ReceiptsV1Tests(_LinkTests):
         self.assertEqual(self.connection.pings(), [])
         message = self.connection.texts("command_result")[0]
         self.assertEqual((message["data"], message["timestamp"]), ({"a": 1}, "now"))
-        self.assertEqual([self.link.carries(seq) for seq in (1, 3, 4)], [True, True, False])
         self.assertEqual(self.link.in_flight, 3)
+
+    def test_carries(self) -> None:
+        """What is in flight is known by its number and by its id: a receipt could not tell two with one id apart."""
+        self.send(1, 2)
+        self.assertEqual([self.link.carries(entry(seq)) for seq in (1, 2, 3)], [True, True, False])
+        self.assertTrue(self.link.carries(entry(9, id="e1")))
+        self.assertTrue(self.link.carries(entry(1, id="other")))
+        self.bench.ack("e1")
+        self.assertEqual([self.link.carries(entry(9, id="e1")), self.link.carries(entry(1))], [False, False])
 
     def test_acks(self) -> None:
         """An ack is the receipt of what it names and of nothing else, and proves the backend."""
