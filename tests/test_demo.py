@@ -8,7 +8,15 @@ import signal
 from contextlib import redirect_stderr
 from io import StringIO
 
-from commsmgr import tap
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from commsmgr import process, tap
+from commsmgr.demo import Demo as Operator
+from commsmgr.demo import Screen
+from commsmgr.errors import NotRunning
 from tests.processes import ProcessTestCase, together
 
 LATENCY = r"after (\d+(\.\d+)?) ms"
@@ -83,3 +91,48 @@ class Demo(ProcessTestCase):
             options.parseOptions(["--demo"])
         self.assertEqual(1, end.exception.code)
         self.assertEqual("twistd commsmgr: the demo needs a terminal: twistd -n commsmgr --demo\n", said.getvalue())
+
+
+class Results(SynchronousTestCase):
+    """The operator whom the demo plays."""
+
+    def test_patience(self) -> None:
+        """He does not wait for ever for a result that a misbehaving backend never has."""
+        clock, said = Clock(), StringIO()
+        operator = Operator(clock, Screen(said, closed=lambda: self.fail("closed")))
+        cancelled: list[object] = []
+        self.patch(operator._backend, "send_command", lambda *_: "c-1")
+        self.patch(operator._backend, "when_result", lambda _: Deferred(cancelled.append))
+        waiting = Deferred.fromCoroutine(operator._command(0))
+        clock.advance(29.9)
+        self.assertNoResult(waiting)
+        clock.advance(0.1)
+        self.successResultOf(waiting)
+        self.assertRegex(
+            said.getvalue(), r"backend +sends command c-1: ping\n.* backend +has no result of c-1 after 30 s"
+        )
+        self.assertEqual((len(cancelled), clock.getDelayedCalls()), (1, []))
+
+    def test_nobody_connected(self) -> None:
+        """A command for an agent that is away is not waited for."""
+        said = StringIO()
+        operator = Operator(Clock(), Screen(said, closed=lambda: self.fail("closed")))
+
+        def away(*_: object) -> str:
+            raise NotRunning("the agent is away")
+
+        self.patch(operator._backend, "send_command", away)
+        self.successResultOf(Deferred.fromCoroutine(operator._command(0)))
+        self.assertIn("cannot send a command: the agent is away", said.getvalue())
+
+    def test_defect(self) -> None:
+        """What goes wrong is told, and ends the demo; being stopped is nothing that goes wrong."""
+        said = StringIO()
+        ended: list[object] = []
+        operator = Operator(Clock(), Screen(said, closed=lambda: self.fail("closed")))
+        self.patch(process, "fail", ended.append)
+        operator._failed(Failure(CancelledError()))
+        self.assertEqual((said.getvalue(), ended), ("", []))
+        operator._failed(Failure(NotRunning("a reason")))
+        self.assertRegex(said.getvalue(), r"demo +failed: a reason")
+        self.assertEqual(len(ended), 1)

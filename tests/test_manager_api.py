@@ -46,7 +46,7 @@ from commsmgr.spool.files import DATABASE
 from commsmgr.status import Waiting
 from commsmgr.transport.endpoint import TLSFacts
 from commsmgr.urls import Target
-from tests.world import MACHINE, WorldTestCase, nothing_held, quick, until
+from tests.world import MACHINE, Runs, WorldTestCase, nothing_held, quick, until
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -778,6 +778,43 @@ class Commands(WorldTestCase):
         self.assertEqual(manager.status().queue.open_commands, 1)
         await manager.send_result(command.success("kept"))
         self.assertEqual((await backend.when_result(first)).output, "kept")
+
+    async def test_what_is_said_closes_nothing(self) -> None:
+        """A refusal with the id of a command that runs is sent, and leaves that one open for its own result."""
+        backend = await self.backend()
+        manager = self.manager(quick(backend, self.directory))
+        await manager.connect()
+        begun = backend.send_command(MACHINE, "one")
+        command = await manager.commands().get()
+        run = manager._run
+        assert run is not None
+        run.intake._say(Result(command_id=begun, status="rejected"))
+        self.assertEqual((await backend.when_result(begun)).status, "rejected")
+        await until(lambda: manager.status().queue.events == 0)
+        self.assertEqual(manager.status().queue.open_commands, 1)
+        await manager.send_result(command.success())
+
+    async def test_handled_at_a_full_outbox(self) -> None:
+        """What the handler returns waits for room and is stored once; the handler is not asked again."""
+        self.patch(reporting, "AGAIN", 0.02)
+        backend, runs = await self.backend(), Runs()
+        spool = config.Spool(path=self.directory, durability="normal", max_events=3)
+        manager = self.manager(quick(backend, self.directory, spool=spool), handler=runs)
+        await manager.connect()
+        command = backend.send_command(MACHINE, "wait")
+        await until(lambda: runs.waiting)
+        backend.faults.inject("refuse")
+        backend.faults.inject("drop")
+        await until(lambda: not manager.status().connected)
+        for _ in range(3):
+            await manager.send_result(Result(command_id="elsewhere"))
+        runs.release()
+        await until(lambda: len(self.logged("command.result-waits")) > 2)
+        backend.faults.clear()
+        self.assertEqual((await backend.when_result(command)).status, "success")
+        await until(lambda: manager.status().queue.events == manager.status().queue.open_commands == 0)
+        self.assertEqual([result.command_id for result in backend.ledger.results()].count(command), 1)
+        self.assertEqual(len(runs.commands), 1)
 
     async def test_what_cannot_be_reported_is_logged(self) -> None:
         """A result without a caller that the spool does not take is a line in the log."""

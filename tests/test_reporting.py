@@ -224,4 +224,5 @@ class Aside(ReportingTestCase):
         self.make_room(seq)
         self.world.clock.advance(5)
         self.assertEqual((self.open, self.sizes, self.logged("command.not-reported")), (2, [], []))
+        gc.collect()
         self.assertEqual((self.reporting._aside, self.flushLoggedErrors()), (set(), []))

@@ -11,12 +11,18 @@ import stat
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+from twisted.logger import Logger
 from twisted.python import usage
+from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import tap
 from commsmgr._version import __version__
 from commsmgr.backend import tap as backend_tap
+from commsmgr.config import Backend, Config
+from commsmgr.redact import Redactor
 from tests.processes import ProcessTestCase, Program, pause, together
 
 EVERYWHERE_DEAF = "http://127.0.0.1:9"
@@ -119,6 +125,27 @@ class CommandLine(ProcessTestCase):
         self.assertEqual(f"{there}/here/spool", options.config.spool.path)
         self.assertEqual(f"{there}/token", options.config.auth.token_file)
         self.assertEqual("", options.config.tls.ca_file)
+
+
+class LogFiles(SynchronousTestCase):
+    """The log that a daemon writes."""
+
+    def test_rotated(self) -> None:
+        """It is rotated by size, and only so many old ones are kept: a link that comes and goes fills no disk."""
+        self.patch(tap, "ROTATE_AT", 1000)
+        self.patch(tap, "KEPT_LOGS", 2)
+        self.patch(signal, "signal", lambda *_: None)
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        options: Any = SimpleNamespace(parent={"logfile": str(directory / "agent.log")})
+        observe = tap._observer(options, Config(backends=(Backend(url=EVERYWHERE_DEAF),)), Redactor(), None)
+        assert observe is not None
+        log = Logger("commsmgr.test", observer=observe)
+        for number in range(100):
+            log.info("line {number} of those that fill a disk, one after the other", event="x", number=number)
+        self.assertEqual(["agent.log", "agent.log.1", "agent.log.2"], sorted(os.listdir(directory)))
+        self.assertLess(max(path.stat().st_size for path in directory.iterdir()), 1200)
+        self.assertIn("line 99 of", (directory / "agent.log").read_text())
 
 
 class Foreground(ProcessTestCase):
