@@ -239,15 +239,19 @@ class Delivery:
                 return
             count, free = link.room
             entries = reader.take(max(count, 1), max(free, size))
-            # After a rewind the reader gives out again what is still in flight on this very link.
-            fresh = [entry for entry in entries if not link.carries(entry)]
+            # After a rewind the reader gives out again what is still in flight on this very link; and of two entries
+            # with one id only the first goes now.
+            fresh: dict[str, Entry] = {}
+            for entry in entries:
+                if not link.carries(entry):
+                    fresh.setdefault(entry.id, entry)
             if len(fresh) != len(entries):
                 self._rewind_when_empty = True
             if fresh:
-                link.send(fresh, self._timestamp())
+                link.send(list(fresh.values()), self._timestamp())
                 if self._config.observe.log_level == "debug":
                     now = self._clock.seconds()
-                    self._sent.update((entry.seq, (entry.id, now)) for entry in fresh)
+                    self._sent.update((entry.seq, (entry.id, now)) for entry in fresh.values())
 
     # -----------------------------------------------------------------------------------------------------------------
     # The state lane

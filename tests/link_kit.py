@@ -172,7 +172,14 @@ class LinkBench:
     """An open link on a fake connection, and the backend at the other end of it."""
 
     def __init__(
-        self, clock: Clock, *, v1: bool, settings: config.WebSocket, metrics: Metrics, events: LinkEvents
+        self,
+        clock: Clock,
+        *,
+        v1: bool,
+        settings: config.WebSocket,
+        metrics: Metrics,
+        events: LinkEvents,
+        backend: str = "one",
     ) -> None:
         self.connection = FakeConnection()
         self.going: list[GoingAway] = []
@@ -181,7 +188,7 @@ class LinkBench:
         self.link = OpenLink(
             self.connection,  # type: ignore[arg-type]  # a fake; its methods are compared with the real ones
             conversation(v1),
-            backend="one",
+            backend=backend,
             v1=v1,
             nonce=b"nonce!",
             settings=settings,

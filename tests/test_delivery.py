@@ -11,7 +11,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
-from commsmgr.delivery import REFUSALS, Delivery
+from commsmgr.delivery import RESTART, SHORTEST_PAUSE, Delivery
 from commsmgr.errors import ConnectFailed, ConnectionEnded, DeadlineExceeded, SpoolWriteFailed, TokenError
 from commsmgr.openlink import LinkEvents
 from commsmgr.spool import Entry, Lane, Spool
@@ -79,10 +79,15 @@ class World:
         self.outbox.put(lane=Lane.STATE, kind="inventory", id=id, body=b"{}", key=key)
         self.run()
 
-    def link(self) -> LinkBench:
+    def link(self, backend: str = "one") -> LinkBench:
         """A link registers."""
         bench = LinkBench(
-            self.clock, v1=self.v1, settings=self.house.config.websocket, metrics=self.house.metrics, events=self.events
+            self.clock,
+            v1=self.v1,
+            settings=self.house.config.websocket,
+            metrics=self.house.metrics,
+            events=self.events,
+            backend=backend,
         )
         bench.register()
         self.run()
@@ -261,10 +266,10 @@ class RefusalTests(_DeliveryTests):
         world.put("a", "b")
         bench.nack("a")
         world.put("c")
-        self.assertEqual(world.dead(), [("a", "nack busy: no")])
+        self.assertEqual(world.dead(), [("a", "refused: busy no")])
         world.ack(bench, "b", "c")
         self.assertEqual((world.held(), bench.connection.results()), (0, ["a", "b", "c"]))
-        self.assertEqual(world.house.count("dropped_total", reason="refused"), 1)
+        self.assertEqual(world.outbox.stats.dropped, {"refused": 1})
 
     def test_later(self) -> None:
         """With a time the lane pauses for that long, then goes again from that entry, in order."""
@@ -328,49 +333,106 @@ class RefusalTests(_DeliveryTests):
         self.assertEqual(bench.connection.results(), ["a", "a"])
 
     def test_at_once(self) -> None:
-        """A time of 0 is no pause."""
-        world = self.world()
-        bench = world.link()
-        world.put("a", "b")
-        bench.nack("a", retry_after=0)
-        world.run()
-        self.assertEqual(bench.connection.results(), ["a", "b", "a"])
+        """A time of 0, or hardly more, is a short pause: a busy backend must not be asked without end."""
+        for retry_after in (0, SHORTEST_PAUSE / 2):
+            world = self.world()
+            bench = world.link()
+            world.put("a", "b")
+            bench.nack("a", retry_after=retry_after)
+            world.run(SHORTEST_PAUSE - 0.1)
+            self.assertEqual(bench.connection.results(), ["a", "b"])
+            world.run(0.2)
+            self.assertEqual(bench.connection.results(), ["a", "b", "a"])
 
-    def test_too_often(self) -> None:
-        """An entry that is put off for the twentieth time is a dead letter, and lets the others by."""
+    def test_the_longest_pause_counts(self) -> None:
+        """Of several times that the backend asks for, the longest one holds."""
         world = self.world()
         bench = world.link()
-        world.put("a", "b")
-        world.ack(bench, "b")
-        world.put("c")
-        for number in range(REFUSALS):
-            self.assertEqual(world.dead(), [], number)
-            bench.nack("a", retry_after=5)
-            world.run(6)
-        self.assertEqual([letter[0] for letter in world.dead()], ["a"])
-        self.assertEqual(bench.connection.results().count("a"), REFUSALS)
+        world.put("a", "b", "c")
+        for each, retry_after in (("a", 5), ("b", 20), ("c", 1)):
+            bench.nack(each, retry_after=retry_after)
+        world.run(19.9)
+        self.assertEqual(bench.connection.results(), ["a", "b", "c"])
+        world.run(0.2)
+        self.assertEqual(bench.connection.results(), ["a", "b", "c"] * 2)
 
-    def test_a_receipt_begins_anew(self) -> None:
-        """Refusals are counted per entry."""
+    def test_busy_for_an_hour(self) -> None:
+        """A window of 1000, all of it put off again and again for an hour: nothing is buried, and little is read."""
         world = self.world()
         bench = world.link()
-        for each in "ab":
-            world.put(each)
-            for _ in range(REFUSALS - 1):
-                bench.nack(each, retry_after=1)
-                world.run(2)
-            world.ack(bench, each)
+        ids = [f"e{n:04}" for n in range(1000)]
+        world.put(*ids)
+        fetches: list[int] = []
+        reader = world.outbox.reader(Lane.EVENT)
+        real = reader._fetch
+
+        def fetch(lane: Lane, after: int, generation: int) -> None:
+            fetches.append(after)
+            real(lane, after, generation)
+
+        self.patch(reader, "_fetch", fetch)
+        rounds = 0
+        began = world.clock.seconds()
+        while world.clock.seconds() < began + 3600:
+            sent = bench.connection.results()
+            bench.connection.take()
+            if sent:
+                rounds += 1
+                self.assertEqual(sent, ids)
+                # At first it does not say for how long, which would be 7200 rounds an hour and take a minute here.
+                pause = 0 if rounds <= 20 else 90
+                for each in sent:
+                    bench.nack(each, retry_after=pause)
+            world.run(SHORTEST_PAUSE if rounds <= 20 else 30)
+        self.assertTrue(55 <= rounds <= 70, rounds)
+        self.assertLessEqual(len(fetches), 3 * rounds)
+        self.assertEqual((world.dead(), world.held()), ([], 1000))
+        self.assertEqual(
+            world.house.count("messages_total", kind="command_result", direction="out", outcome="deferred"),
+            1000 * rounds,
+        )
+        world.run(90)
+        self.assertEqual(bench.connection.results(), ids)
+        world.ack(bench, *ids)
         self.assertEqual((world.dead(), world.held()), ([], 0))
 
-    def test_a_new_link_ends_the_pause(self) -> None:
-        """The pause was the old link's; a new one begins at once."""
+    def test_one_is_put_off_for_ever(self) -> None:
+        """An entry that is put off as often as it comes stays, and the others go by."""
+        world = self.world()
+        bench = world.link()
+        world.put("a")
+        for number in range(200):
+            bench.nack("a", retry_after=1)
+            world.put(f"b{number:03}")
+            world.run(1.1)
+            world.ack(bench, f"b{number:03}")
+        self.assertEqual((world.dead(), world.held(), bench.connection.results().count("a")), ([], 1, 201))
+
+    def test_the_pause_is_the_backend_s(self) -> None:
+        """A new link to the same backend does not end the pause; one to another backend does."""
+        for backend, at_once, later in (("one", [], ["a"]), ("two", ["a"], ["a"])):
+            world = self.world()
+            bench = world.link()
+            world.put("a")
+            bench.nack("a", retry_after=90)
+            world.run()
+            world.lose(bench)
+            bench = world.link(backend)
+            self.assertEqual(bench.connection.results(), at_once)
+            world.run(90)
+            self.assertEqual(bench.connection.results(), later)
+
+    def test_the_pause_holds_over_http(self) -> None:
+        """While the backend wants to be left alone nothing goes over HTTP either."""
         world = self.world()
         bench = world.link()
         world.put("a")
         bench.nack("a", retry_after=90)
-        world.run()
         world.lose(bench)
-        self.assertEqual(world.link().connection.results(), ["a"])
+        world.run(89)
+        self.assertEqual(world.posted(), [])
+        world.run(2)
+        self.assertEqual(world.posted(), ["a"])
 
     def test_refused_while_put_back(self) -> None:
         """An entry that is refused for good is not sent again although the lane was just rewound."""
@@ -379,9 +441,77 @@ class RefusalTests(_DeliveryTests):
         world.put("a", "b", "c")
         bench.nack("a", retry_after=0)
         bench.nack("b")
-        world.run()
+        world.run(1)
         self.assertEqual(bench.connection.results(), ["a", "b", "c", "a"])
-        self.assertEqual(world.dead(), [("b", "nack busy: no")])
+        self.assertEqual(world.dead(), [("b", "refused: busy no")])
+
+    def test_long_words(self) -> None:
+        """What the backend says at length is cut."""
+        world = self.world()
+        bench = world.link()
+        world.put("a")
+        bench.nack("a", message="m" * 1000)
+        ((_, reason),) = world.dead()
+        self.assertEqual(reason, ("refused: busy " + "m" * 1000)[:200])
+
+    def test_warnings_are_few(self) -> None:
+        """Of many refusals at once few are logged; the next one logged tells how many there were."""
+        events: list[Any] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        world = self.world()
+        bench = world.link()
+        ids = [f"e{n:03}" for n in range(300)]
+        world.put(*ids)
+        for each in ids:
+            bench.nack(each, message=f"no {each}")
+        logged = [event for event in events if event.get("event") == "delivery.refused"]
+        self.assertEqual([event["message_id"] for event in logged], ["e000"])
+        self.assertEqual(len(world.dead()), 100)
+
+
+class SameIdTests(_DeliveryTests):
+    """One id under two numbers: a receipt could not tell the two apart, so they are never in flight together."""
+
+    def test_behind_one_in_flight(self) -> None:
+        """The second one waits for the first one's receipt, and goes then."""
+        world = self.world()
+        bench = world.link()
+        world.put("a", "b")
+        world.put("a")
+        self.assertEqual(bench.connection.results(), ["a", "b"])
+        world.ack(bench, "a", "b")
+        self.assertEqual(bench.connection.results(), ["a", "b", "a"])
+        world.ack(bench, "a")
+        self.assertEqual(world.held(), 0)
+
+    def test_taken_together(self) -> None:
+        """Both waiting when the link comes: one goes, and all others; the second one follows."""
+        for v1 in (True, False):
+            world = self.world(v1=v1)
+            world.put("a", "b", "a", "c")
+            bench = world.link()
+            self.assertEqual(bench.connection.results(), ["a", "b", "c"])
+            if v1:
+                world.ack(bench, "a", "b", "c")
+            else:
+                bench.pong()
+                world.run()
+            self.assertEqual(bench.connection.results(), ["a", "b", "c", "a"])
+            if v1:
+                world.ack(bench, "a")
+            else:
+                bench.pong()
+                world.run()
+            self.assertEqual(world.held(), 0)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_over_http(self) -> None:
+        """One after the other, with the same key: the backend knows the second one as a repetition."""
+        world = self.world()
+        world.put("a", "a")
+        world.run(FALLBACK)
+        self.assertEqual((world.posted(), world.held()), (["a", "a"], 0))
 
 
 class FallbackTests(_DeliveryTests):
@@ -516,18 +646,23 @@ class OverHTTPTests(_DeliveryTests):
         return world
 
     def test_refused_for_good(self) -> None:
-        """A 4xx that judges the entry makes a dead letter of it; the next one follows at once."""
-        for status in (400, 404, 413, 422):
+        """A 4xx that judges the entry makes a dead letter of it; the next one follows soon."""
+        for status in (400, 404, 409, 410, 413, 414, 415, 422):
             world = self.fallen_back()
             world.http.script = [status, 200]
             world.put("a", "b")
-            self.assertEqual((world.dead(), world.held()), ([("a", f"HTTP {status}")], 0))
+            world.run(1)
+            self.assertEqual((world.dead(), world.held()), ([("a", f"refused: HTTP {status}")], 0))
             self.assertEqual(world.posted(), ["a", "b"])
+            self.assertEqual(world.outbox.stats.dropped, {"refused": 1})
 
     def test_kept(self) -> None:
         """What says nothing about the entry keeps it: it goes again, first, later, and never in a hot loop."""
         for outcome in (
             302,
+            403,
+            405,
+            407,
             408,
             429,
             500,
@@ -539,6 +674,9 @@ class OverHTTPTests(_DeliveryTests):
             DeadlineExceeded("no"),
             answer(200, {"content-type": "text/html"}, b"<html>"),
             answer(302, {"content-type": "text/html"}, b"<html>"),
+            answer(404, {"content-type": "text/html"}, b"\n <!DOCTYPE html><title>not here</title>"),
+            answer(404, {"content-type": "text/plain"}, b"<HTML>no such host</HTML>"),
+            answer(400, {}, b"<?xml version='1.0'?><!DOCTYPE html>"),
         ):
             world = self.fallen_back("a", "b", outcome=outcome)
             world.run(60)
@@ -548,6 +686,43 @@ class OverHTTPTests(_DeliveryTests):
             world.run(200)
             self.assertEqual(world.held(), 0, outcome)
             self.assertEqual(world.posted()[-2:], ["a", "b"])
+
+    def test_a_proxy_for_an_hour(self) -> None:
+        """A proxy or portal that answers everything costs time and nothing else."""
+        page = {"content-type": "text/html"}
+        for outcome in (answer(403, page, b"<html>"), answer(404, page, b"<html>"), 407, 302, answer(200, page)):
+            world = self.fallen_back(*[f"e{n:03}" for n in range(100)], outcome=outcome)
+            world.run(3600)
+            self.assertEqual((world.dead(), world.held()), ([], 100), outcome)
+            self.assertLess(len(world.http.calls), 1200)
+            world.http.default = 200
+            world.run(100)
+            self.assertEqual((world.dead(), world.held()), ([], 0), outcome)
+
+    def test_a_backend_that_refuses_everything(self) -> None:
+        """Burials slow down to the pace of the backoff, so that somebody can step in; one that is taken ends that."""
+        world = self.fallen_back(
+            *[f"e{n:04}" for n in range(1000)],
+            outcome=404,
+            reconnect=config.Reconnect(base=1.0, cap=60.0),
+        )
+        world.run(60)
+        self.assertTrue(3 <= world.outbox.stats.dead_letters <= 20, world.outbox.stats.dead_letters)
+        before = world.outbox.stats.dead_letters
+        world.run(3600)
+        self.assertTrue(90 <= world.outbox.stats.dead_letters - before <= 160, world.outbox.stats.dead_letters)
+        world.http.default = 200
+        world.run(60)
+        self.assertEqual(world.held(), 0)
+
+    def test_an_unknown_kind(self) -> None:
+        """What a newer version left in the spool is a dead letter, and lets the others by."""
+        world = self.world()
+        world.outbox.put(lane=Lane.EVENT, kind="unheard-of", id="x", body=b"{}")
+        world.put("a")
+        world.run(FALLBACK)
+        self.assertEqual((world.dead(), world.posted()), ([("x", "unknown: no way for a unheard-of")], ["a"]))
+        self.assertEqual(world.outbox.stats.dropped, {"unknown": 1})
 
     def test_backs_off(self) -> None:
         """Waits grow up to the cap, and begin anew after a success."""
@@ -761,11 +936,41 @@ class StopTests(_DeliveryTests):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_a_defect(self) -> None:
-        """A defect in a loop itself is logged: silence would be worse."""
+        """A defect in a step is logged and does not end the lane: it goes on later, from its oldest entry."""
         world = self.world()
-        world.outbox.put(lane=Lane.EVENT, kind="unheard-of", id="x", body=b"{}")
-        world.run(FALLBACK)
-        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        world.put("a")
+        bench = world.link()
+        self.patch(bench.link, "send", lambda entries, timestamp: 1 / 0)
+        world.put("b")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        del bench.link.send
+        world.put("c")
+        world.run(RESTART - 0.1)
+        self.assertEqual(bench.connection.results(), ["a"])
+        world.run(0.2)
+        self.assertEqual(bench.connection.results(), ["a", "b", "c"])
+        world.ack(bench, *"abc")
+        self.assertEqual(world.held(), 0)
+
+    def test_a_defect_in_one_lane(self) -> None:
+        """The other lane does not notice; nor does a stop, which ends the wait."""
+        world = self.world()
+        broken = self.patch(world.http, "exchange", lambda *args, **kwargs: 1 / 0)
+        world.put_state("i1")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        bench = world.link()
+        world.put("a")
+        self.assertEqual(bench.connection.results(), ["a"])
+        broken.restore()
+        world.run(RESTART + 0.1)
+        self.assertEqual(world.outbox.stats.states, 0)
+        self.patch(world.http, "exchange", lambda *args, **kwargs: 1 / 0)
+        world.put_state("i2")
+        world.stop()
+        bench.link.ended()
+        world.run()
+        self.assertEqual(world.clock.getDelayedCalls(), [])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_a_failing_spool(self) -> None:
         """A spool that cannot take a receipt or a refusal stops nothing."""

@@ -175,6 +175,7 @@ class AttemptTests(_RequestTests):
         self.successResultOf(waiting)
         self.assertEqual(len(self.http.calls), 2)
 
+
 class TokenTests(_RequestTests):
     """401, and providers that fail."""
 
