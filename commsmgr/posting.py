@@ -26,7 +26,7 @@ PATHS = {"command_result": "/commands/result", "inventory": "/inventory"}
 """Where each kind of entry goes over HTTP."""
 
 _JUDGES_THE_ENTRY = (400, 404, 409, 410, 413, 414, 415, 422)
-_PAGE = (b"<!doctype", b"<html", b"<?xml")
+_BEFORE_MARKUP = b"\xef\xbb\xbf \t\r\n"
 
 
 def _refusal(error: CommsError) -> str:
@@ -38,7 +38,8 @@ def _refusal(error: CommsError) -> str:
     """
     if not isinstance(error, HTTPStatusError) or error.status not in _JUDGES_THE_ENTRY:
         return ""
-    return "" if error.body.lstrip().lower().startswith(_PAGE) else f"HTTP {error.status}"
+    # However a page begins (a doctype, a comment, a mere <head>), a backend's answer does not begin so.
+    return "" if error.body.lstrip(_BEFORE_MARKUP).startswith(b"<") else f"HTTP {error.status}"
 
 
 class Posting:
