@@ -1,8 +1,9 @@
 """
 Puts one run of a manager together: which part knows which, and the order in which they start and stop.
 
-The way of a result: :meth:`Run.report` -> outbox -> :class:`~commsmgr.delivery.Delivery` -> link or HTTP -> receipt ->
-outbox. The way of a command: link or heartbeat -> :class:`~commsmgr.intake.Intake` -> inbox -> channel -> agent.
+The way of a result: :class:`~commsmgr.reporting.Reporting` -> outbox -> :class:`~commsmgr.delivery.Delivery` -> link or
+HTTP -> receipt -> outbox. The way of a command: link or heartbeat -> :class:`~commsmgr.intake.Intake` -> inbox ->
+channel -> agent.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ second delivery, whenever and however it comes, is acknowledged and not offered 
 
 The intake takes no more commands than the spool could store results for: it stops at :data:`FULL_AT` of the event
 bounds, open commands counted as the events they will become, those that are still being committed included. A
-commsmgr.v1 backend is asked to send again later; a plain one, which knows no such word, gets a ``rejected`` result.
+commsmgr.v1 backend is asked to send again later; a plain one, which knows no such word, gets a ``rejected`` result, and
+from :data:`SILENT_AT` on nothing: it has to find out by itself.
 Such a result closes no command in the inbox: the refused command is not there, but another one of the same id may be.
 A command that is known already is never refused, room or no room: it takes none.
 """
@@ -58,7 +59,7 @@ class Intake:
     """
     Stores, acknowledges and offers commands.
 
-    :param report: takes the result of a command in the inbox; what :meth:`Manager.send_result` does.
+    :param report: takes the result of a command in the inbox, and sees to it that it is stored and closes the command.
     :param say: takes a result that is sent as it is and closes no command.
     """
 
@@ -138,8 +139,8 @@ class Intake:
 
     def _below(self, share: float, more: int = 0) -> bool:
         """Whether the outbox, and ``more`` events to come, hold less than a share of its bounds."""
-        stats, bounds = self._spool.outbox.stats, self._config.spool
-        return stats.events + more < share * bounds.max_events and stats.event_bytes < share * bounds.max_bytes
+        (events, size), bounds = self._spool.outbox.held(), self._config.spool
+        return events + more < share * bounds.max_events and size < share * bounds.max_bytes
 
     def _accepted(self, outcome: Accepted | Duplicate, source: CommandSource, arrived: CommandArrived) -> None:
         if isinstance(outcome, Duplicate):

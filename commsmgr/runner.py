@@ -21,7 +21,7 @@ from commsmgr.observe.metrics import Metrics
 from commsmgr.waiters import Overrun, bounded
 
 AGAIN = 1.0
-"""Seconds between attempts to store a result that the spool has no room for."""
+"""Seconds between attempts to take a command that the spool cannot mark as offered."""
 
 
 class CommandRunner:

@@ -8,7 +8,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.errors import SpoolWriteFailed
-from commsmgr.messages import CommandData
+from commsmgr.messages import CommandData, Result
 from commsmgr.spool import Duplicate, Lane, Opened, StoredCommand
 from tests.command_kit import CommandWorld, Source, arrived
 
@@ -242,6 +242,20 @@ class Room(SynchronousTestCase):
         self.assertEqual([self._refused_at(events, max_events=20) for events in (16, 17, 18, 20)], [1, 1, 0, 0])
         sizes = (900, 921, 922, 1024)
         self.assertEqual([self._refused_at(1, b"x" * size, max_bytes=1024) for size in sizes], [1, 1, 0, 0])
+
+    def test_plain_backend_burst(self) -> None:
+        """Refusals that are still being committed count: a burst does not take what results need either."""
+        world, source = CommandWorld(spool={"max_events": 20}, max_pending=1), Source(can_refuse=False)
+        outbox = world.spool.outbox
+
+        def say(result: Result) -> None:
+            outbox.put(lane=Lane.EVENT, kind="command_result", id=result.command_id, body=b"{}")
+
+        self.patch(world.intake, "_say", say)
+        for number in range(50):
+            world.intake.arrived(source, arrived(f"c{number}"))
+        world.run()
+        self.assertEqual((source.acked, outbox.stats.events, world.counted("command", "refused")), (["c0"], 18, 49))
 
     def test_a_source_that_can_refuse_when_full(self) -> None:
         """A refusal that takes no room is given however full the spool is."""

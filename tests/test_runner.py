@@ -143,6 +143,15 @@ class Outcomes(RunnerTestCase):
             self.idle()
         self.assertEqual(len(self.flushLoggedErrors(*map(type, exits))), 6)
 
+    def test_thrown_away(self) -> None:
+        """A runner that is thrown away while a handler waits, at the end of the process say, asks for no result."""
+        self.start(lambda c: Deferred())
+        outcome = self.runner._outcome(command(3))
+        outcome.send(None)
+        outcome.close()
+        self.assertEqual(self.flushLoggedErrors(), [])
+        self.successResultOf(self.stop())
+
     def test_wrong_type(self) -> None:
         """What is no Result becomes an error that says so."""
         for handler in (lambda c: None, lambda c: succeed("done")):

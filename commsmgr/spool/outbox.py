@@ -77,16 +77,19 @@ class Outbox:
 
     def refusal(self, size: int) -> QueueFull | None:
         """Return why an event of ``size`` bytes cannot be accepted now, or None."""
-        events = self.stats.events + self._reserved_events
+        events, held = self.held()
         if events >= self._settings.max_events:
             return QueueFull(f"{events} events are waiting, spool.max_events is {self._settings.max_events}")
-        held = self.stats.event_bytes + self._reserved_bytes
         if held + size > self._settings.max_bytes:
             return QueueFull(
                 f"{held} bytes of events are waiting, {size} more would exceed spool.max_bytes,"
                 f" which is {self._settings.max_bytes}"
             )
         return None
+
+    def held(self) -> tuple[int, int]:
+        """Return how many events are held and their bytes, those that are still being committed included."""
+        return self.stats.events + self._reserved_events, self.stats.event_bytes + self._reserved_bytes
 
     def reserve(self, size: int) -> None:
         """Count an event as held before it is committed."""
