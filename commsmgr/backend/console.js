@@ -151,19 +151,20 @@ function showState() {
   showFaults();
 }
 
+async function look() {
+  try {
+    state = await ask("GET", "api/state");
+    skew = state.now - Date.now() / 1000;
+    showState();
+  } catch { /* the pill in the corner says that the backend is away */ }
+}
+
 let wanted = false;
 function refresh() {
   // Many events in a row ask for one look only.
   if (wanted) return;
   wanted = true;
-  setTimeout(async () => {
-    wanted = false;
-    try {
-      state = await ask("GET", "api/state");
-      skew = state.now - Date.now() / 1000;
-      showState();
-    } catch { /* the pill in the corner says that the backend is away */ }
-  }, 100);
+  setTimeout(() => { wanted = false; look(); }, 100);
 }
 
 // -- faults ----------------------------------------------------------------------------------------------------------
@@ -319,6 +320,7 @@ function logRow(event) {
   return row;
 }
 
+look();
 const stream = new EventSource("api/stream");
 stream.onopen = () => { $("stream").textContent = "live"; $("stream").className = "pill good"; refresh(); };
 stream.onerror = () => { $("stream").textContent = "backend is away"; $("stream").className = "pill bad"; };
