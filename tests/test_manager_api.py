@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry
 from twisted.application.service import Application, IService, IServiceCollection, MultiService
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 import commsmgr
-from commsmgr import config, reporting
+from commsmgr import assembly, config, reporting
 from commsmgr.assembly import Run
 from commsmgr.backend.service import ReferenceBackend
 from commsmgr.backends import Backends
@@ -46,7 +46,7 @@ from commsmgr.spool.files import DATABASE
 from commsmgr.status import Waiting
 from commsmgr.transport.endpoint import TLSFacts
 from commsmgr.urls import Target
-from tests.world import MACHINE, Runs, WorldTestCase, nothing_held, quick, until
+from tests.world import MACHINE, Runs, WorldTestCase, nothing_held, quick, reactor, until
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -357,6 +357,24 @@ class Wiring(WorldTestCase):
         name = "commsmgr_certificate_expiry_timestamp_seconds"
         self.assertEqual(registry.get_sample_value(name, {"backend": "main"}), 6e9)
         self.assertEqual(registry.get_sample_value(name, {"backend": "other"}), 7e9)
+
+    async def test_slow_websockets(self) -> None:
+        """Without autobahn's native code everything works, and the log says what it costs."""
+        for native, lines in ((True, 0), (False, 1)):
+            self.patch(assembly, "native_acceleration_active", lambda native=native: native)
+            manager = self.manager(quick(NOWHERE, self.spool()))
+            manager.startService()
+            await manager.started()
+            self.assertEqual(len(self.logged("websocket.slow")), lines)
+
+    async def test_unreadable_inbox(self) -> None:
+        """A spool whose commands cannot be read is closed again, and can be opened when they can."""
+        spool = Spool(config.Spool(path=self.directory), reactor=reactor, wall=time.time)
+        broken = self.patch(spool.inbox, "unfinished", lambda: fail(SpoolWriteFailed()))
+        await self.assertFailure(spool.open(), SpoolWriteFailed)
+        broken.restore()
+        await spool.open()
+        await spool.close()
 
     async def test_spool_set_aside(self) -> None:
         """A spool that could not be read is a problem that an operator sees."""
