@@ -7,7 +7,7 @@ from commsmgr.environment import Environment
 from commsmgr.errors import CommsError
 from commsmgr.policy.budget import OutageBudget
 from commsmgr.spool import Spool
-from commsmgr.status import BackendStatus, QueueStatus, Registered, Status, Waiting
+from commsmgr.status import BackendStatus, QueueStatus, Registered, Status
 
 
 class Overview:
@@ -64,8 +64,8 @@ class Overview:
         if self.set_aside is not None:
             problems.append(f"the spool could not be read and was set aside as {self.set_aside}")
         active = self._backends.active
-        if isinstance(active.link.state, Waiting):
-            problems.append(f"not connected to {active.name}: {active.link.state.reason}")
+        if active.link.last_error and not isinstance(active.link.state, Registered):
+            problems.append(f"not connected to {active.name}: {active.link.last_error}")
         return problems
 
     def queue(self) -> QueueStatus:

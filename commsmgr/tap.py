@@ -202,7 +202,7 @@ def _observer(options: Options, config: Config, redactor: Redactor, reactor: Any
     """
     Return our observer, on the file that twistd would log to; None when twistd was told of another way.
 
-    The file is rotated by size, and on SIGUSR1, as twistd does it.
+    The file is rotated by size, and on SIGUSR1, as twistd does it; without a file that signal does nothing.
     """
 
     def renew(*_: object) -> None:
@@ -216,6 +216,8 @@ def _observer(options: Options, config: Config, redactor: Redactor, reactor: Any
     name = twistd.get("logfile")
     stream: TextIO
     if name == "-" or (twistd.get("nodaemon") and not name):
+        # Whoever rotates the logs of all daemons by that signal must not end this one.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         stream = sys.stdout
     else:
         file = LogFile.fromFullPath(name or "twistd.log", rotateLength=ROTATE_AT, maxRotatedFiles=KEPT_LOGS)

@@ -28,13 +28,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "results", "runner", "reports", "reporting", "schedules",
     ),
     ("environment", "overview", "assembly", "service", "manager", "__init__"),
-    ("tap", "demo", "doctor", "testing"),
+    ("tap", "demo"),
 )  # fmt: skip
 
 # The reference backend is another program, which only shares the language.
 BACKEND = "backend"
 BACKEND_MAY_IMPORT = {unit.rstrip("/") for unit in LAYERS[0]} | {"session", BACKEND}
-MAY_IMPORT_BACKEND = {"tap", "demo", "testing"}
+MAY_IMPORT_BACKEND = {"tap", "demo"}
 
 PURE = ("policy", "session")
 IMPURE = (

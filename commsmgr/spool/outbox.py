@@ -340,7 +340,15 @@ class _Expire(_OutboxJob):
 
     def settled(self, result: Any) -> Any:
         if not isinstance(result, Failure):
-            self.outbox.given_up(result[0])
+            gone: list[Gone] = result[0]
+            self.outbox.given_up(gone)
+            for reason in {each.reason for each in gone}:
+                self.outbox.log.warn(
+                    "{count} messages were not delivered in time ({reason}) and are dead letters now",
+                    event="spool.given-up",
+                    count=sum(each.reason == reason for each in gone),
+                    reason=reason,
+                )
         return result
 
 
