@@ -184,10 +184,11 @@ class Foreground(ProcessTestCase):
             await pause(0.02)
 
     async def test_json_and_levels(self) -> None:
-        """As JSON each line is an object; with ``--log-level=debug`` there are more; SIGINT is as good as SIGTERM."""
+        """As JSON each line is an object, with ``--log-level=debug`` more; SIGUSR1 is harmless; SIGINT is as SIGTERM."""
         url = await self.backend_here()
         agent = self.agent(self.configuration(url, observe={"log_format": "json"}), "--log-level=debug")
         await agent.line('"event": "link.registered"')
+        agent.send(signal.SIGUSR1)
         await agent.line('"event": "heartbeat.answered"')
         self.assertEqual(-signal.SIGINT, await agent.end(signal.SIGINT))
         levels = {json.loads(line)["level"] for line in agent.lines}
