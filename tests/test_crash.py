@@ -111,7 +111,9 @@ class Crash(ProcessTestCase):
         self.assertEqual(set(), set(sent) - set(results), "commands without a result")
         self.assertEqual(set(), set(results) - set(sent), "results of commands that nobody sent")
         self.assertEqual({}, {one: found for one, found in results.items() if len(found) > 1}, "more than one result")
-        self.assertEqual(set(sent), acked)
+        # Not all of them: of one that was stored when the agent was killed, the result may come before any receipt.
+        self.assertEqual(set(), acked - set(sent))
+        self.assertGreater(len(acked), 100)
 
         runs: dict[str, list[str]] = defaultdict(list)
         accepted: set[str] = set()
