@@ -41,6 +41,9 @@ FULL_AT = 0.8
 SILENT_AT = 0.9
 """Share from which on not even the refusal of a command is stored any more: results of those taken go first."""
 
+ASKING = 100
+"""Commands at once of which the inbox is asked whether it knows them, while there is no room for new ones."""
+
 REFUSED_FOR = 5.0
 """Seconds after which a backend whose command was refused for want of room may send it again."""
 
@@ -83,6 +86,7 @@ class Intake:
         self._report = report
         self._say = say
         self._accepting = 0
+        self._asking = 0
         self._burst = Burst(clock.seconds)
 
     def recover(self, opened: Opened) -> None:
@@ -159,9 +163,14 @@ class Intake:
     def _is_known(self, known: Duplicate, source: CommandSource, arrived: CommandArrived) -> None:
         source.acknowledge(arrived.id)
         self._metrics.message("command", "in", "duplicate")
-        self.log.info(
-            "command {message_id} came again: it is not run again", event="command.duplicate", message_id=arrived.id
-        )
+        suppressed = self._burst.allow("duplicate")
+        if suppressed is not None:
+            self.log.info(
+                "command {message_id} came again: it is not run again ({suppressed} more before)",
+                event="command.duplicate",
+                message_id=arrived.id,
+                suppressed=suppressed,
+            )
         # Of a finished one the inbox has put the original result into the outbox again, if it still has it.
         if known.result_missing:
             status = cast(ResultStatus, known.status)
@@ -179,16 +188,24 @@ class Intake:
         self._refuse_unless_known(source, arrived, str(failure.value))
 
     def _refuse_unless_known(self, source: CommandSource, arrived: CommandArrived, why: str) -> None:
+        if self._asking >= ASKING:
+            # A flood: what is asked of the spool for each of them would keep it from everything else.
+            self._refuse(source, arrived, why)
+            return
+
         def answered(known: Duplicate | None) -> None:
+            self._asking -= 1
             if known is None:
                 self._refuse(source, arrived, why)
             else:
                 self._is_known(known, source, arrived)
 
         def unanswered(failure: Failure) -> None:
+            self._asking -= 1
             failure.trap(CommsError)
             self._refuse(source, arrived, why)
 
+        self._asking += 1
         self._spool.inbox.known(arrived.id, arrived.digest).addCallbacks(answered, unanswered)
 
     def _refuse(self, source: CommandSource, arrived: CommandArrived, why: str) -> None:
@@ -202,7 +219,8 @@ class Intake:
                 why=why,
                 suppressed=suppressed,
             )
-        if not source.refuse(arrived.id, "busy", why, REFUSED_FOR) and self._below(SILENT_AT):
+        refused = source.refuse(arrived.id, "busy", why, REFUSED_FOR)
+        if not refused and self._asking < ASKING and self._below(SILENT_AT):
             self._say(Result(command_id=arrived.id, status="rejected", error=why, exit_code=1))
 
     def _command(self, stored: StoredCommand, *, redelivered: bool) -> Command:

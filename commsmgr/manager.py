@@ -228,6 +228,8 @@ class Manager(MultiService):
         """
         if wrong := _not_seconds(timeout):
             return fail(InvalidMessage(f"timeout: {wrong}"))
+        if not isinstance(status, str) or not status:
+            return fail(InvalidMessage(f"status: expected a word, found {status!r}"[:200]))
         return self._call(lambda run: run.beat(status, deadline=timeout))
 
     def send_inventory(self, data: JSONObject | None = None, *, force: bool = False) -> Deferred[str | None]:
@@ -290,8 +292,10 @@ class Manager(MultiService):
             return fail(InvalidMessage(f"not an HTTP method: {str(method)[:40]!r}"))
         if wrong := _not_seconds(timeout):
             return fail(InvalidMessage(f"timeout: {wrong}"))
+        if wrong := _not_a_request(json, body, headers, attempts, idempotency_key):
+            return fail(InvalidMessage(wrong))
         try:
-            content = encode(json) if json is not None else body
+            content = encode(json) if json is not None else bytes(body)
         except InvalidMessage as error:
             return fail(error)
         return self._call(
@@ -344,6 +348,23 @@ class Manager(MultiService):
             raise self._failed
         assert self._run is not None
         return await self._run.when_open(call)
+
+
+def _not_a_request(json: object, body: object, headers: object, attempts: object, idempotency_key: object) -> str:
+    """Return what is wrong with these parameters of ``send_http``, or nothing."""
+    if not isinstance(body, bytes | bytearray | memoryview):
+        return f"body: expected bytes, found {type(body).__name__}"
+    if json is not None and body:
+        return "expected either json or body, found both"
+    if headers is not None and not (
+        isinstance(headers, Mapping) and all(isinstance(part, str) for item in headers.items() for part in item)
+    ):
+        return "headers: expected a mapping of strings to strings"
+    if attempts is not None and not (isinstance(attempts, int) and attempts >= 1):
+        return f"attempts: expected a whole number above 0, found {attempts!r}"[:200]
+    if idempotency_key is not None and not isinstance(idempotency_key, str):
+        return f"idempotency_key: expected a string, found {type(idempotency_key).__name__}"
+    return ""
 
 
 def _not_seconds(value: object) -> str:

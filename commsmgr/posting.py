@@ -101,7 +101,7 @@ class Posting:
                 "POST", path, body=entry.body, idempotency_key=entry.id, attempts=1, check=not_html
             )
         except CommsError as error:
-            if reason := _refusal(error):
+            if self._requests.proven and (reason := _refusal(error)):
                 self._metrics.message(entry.kind, "out", "refused")
                 self._given_up(entry, f"refused: {reason}")
                 # One poisoned entry costs little; a backend that refuses everything gets it slower and slower, so that

@@ -48,6 +48,9 @@ from commsmgr.transport.http import HTTPResponse
 
 _SHOWN_BODY = 1024
 
+REFUSED_SPREAD = 1.5
+"""At most so many times ``auth.refused_delay`` a refused token is not shown again."""
+
 
 class _Request(NamedTuple):
     """What stays the same from attempt to attempt."""
@@ -95,6 +98,8 @@ class Requests:
         self._backends = backends
         self._http = whole.http
         self._reconnect = whole.reconnect
+        self._refused_delay = whole.auth.refused_delay
+        self._refused: dict[str, tuple[str, float]] = {}
         self._token = token
         self._clock = clock
         self._wall = wall
@@ -155,8 +160,14 @@ class Requests:
             raise NotRunning("the manager was stopped; the request may have arrived")
         return outcome
 
+    @property
+    def proven(self) -> bool:
+        """Whether any backend has ever taken something; before that, its answers may be those of a wrong URL."""
+        return any(line.last_receipt for line in self._backends.lines)
+
     async def _send(self, request: _Request, attempts: int, ends: float | None) -> HTTPResponse:
-        refused = arrived = False
+        arrived = False
+        refusal: CommsError | None = None
         attempt = 0
         while True:
             error: CommsError
@@ -168,6 +179,9 @@ class Requests:
                 verdict, response, error = await self._attempt(line, request, left, retried=attempts > 1)
             except BreakerOpen as all_open:
                 verdict, error = RetryAfter(all_open.retry_in), all_open
+            except TokenError as unusable:
+                # There may be no other token than the one that was just refused: then the refusal is the answer.
+                raise (unusable if refusal is None else refusal) from None
             match verdict:
                 case Done():
                     assert response is not None
@@ -176,9 +190,9 @@ class Requests:
                     raise error
                 case Refused():
                     # Once more with a token that the provider has been asked to renew; a second 401 is the answer.
-                    if refused:
+                    if refusal is not None:
                         raise error
-                    refused = True
+                    refusal = error
                     continue
                 case RetryAfter(floor):
                     arrived = arrived or getattr(error, "may_have_arrived", False)
@@ -222,6 +236,7 @@ class Requests:
         settled = False
         try:
             token = await self._get_token()
+            self._check_not_refused(line, token)
             response: HTTPResponse | None = None
             outcome: int | CommsError
             try:
@@ -258,6 +273,13 @@ class Requests:
             if not settled:
                 line.breaker.released()
 
+    def _check_not_refused(self, line: Line, token: str) -> None:
+        """Spare a backend a token that it has refused: whatever is sent, and however often, that is no hot loop."""
+        refused, until = self._refused.get(line.name, (None, 0.0))
+        left = until - self._clock.seconds()
+        if token == refused and 0 < left <= REFUSED_SPREAD * self._refused_delay:
+            raise TokenError(f"{line.name} refused this token; it is shown again in {left:.0f} s, another one at once")
+
     async def _get_token(self) -> str:
         try:
             return await self._token.get()
@@ -280,4 +302,6 @@ class Requests:
                 # Who tries once only, as delivery does, keeps a pace of its own.
                 self._budget.failed()
             case Refused():
+                wait = self._refused_delay * self._random.uniform(0.5, REFUSED_SPREAD)
+                self._refused[line.name] = token, self._clock.seconds() + wait
                 self._token.refused(token)

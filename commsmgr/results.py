@@ -33,6 +33,8 @@ def encode_result(result: Result, *, message_id: str, timestamp: str, limit: int
         "timestamp": timestamp,
     }
     try:
+        if result.execution_time < 0:
+            raise InvalidMessage(f"execution_time: expected seconds, not below 0, found {result.execution_time}")
         milliseconds = round(result.execution_time * 1000)
         body = msgspec.convert(
             fields | {"execution_time": milliseconds, "execution_time_ms": milliseconds}, type=ResultBody
