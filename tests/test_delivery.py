@@ -56,6 +56,7 @@ class World:
             pushed=lambda push: None,
             settings=lambda settings: None,
         )
+        self.house.backends.receipt("one", self.clock.seconds())
         self.spool.open()
         self.run()
         self.delivery.start()
@@ -595,8 +596,12 @@ class FallbackTests(_DeliveryTests):
         self.assertEqual((world.posted(), world.held()), (["a", "b"], 0))
 
     def test_flapping(self) -> None:
-        """Links that come and go without delivering do not put off the fallback."""
+        """Links that come and go without delivering do not put off the fallback, though an earlier one delivered."""
         world = self.world()
+        bench = world.link()
+        world.put("x")
+        world.ack(bench, "x")
+        world.lose(bench)
         world.put("a", "b")
         for _ in range(10):
             bench = world.link()

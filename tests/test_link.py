@@ -704,7 +704,7 @@ class MovingTests(_LinkTests):
             pass_time(self.clock, 0.1)
             self.assertLessEqual(self.live(), 1)
 
-    def fail(self, bench: Bench) -> None:
+    def let_fail(self, bench: Bench) -> None:
         """Let the link of this backend fail until the other one is turned to."""
         while self.backends.active is bench.line:
             bench.endpoint.fail(ConnectBindError())
@@ -717,7 +717,7 @@ class MovingTests(_LinkTests):
 
     def test_there_and_back(self) -> None:
         """Failures bring the other one at once, and it stays; proof brings the first one back, after the goodbye."""
-        self.fail(self.one)
+        self.let_fail(self.one)
         self.assertEqual((self.one.attempts, self.two.attempts), (3, 1))
         self.assertEqual(self.one.link.state, Idle())
         self.two.register()
@@ -805,7 +805,7 @@ class MovingTests(_LinkTests):
 
     def leave(self) -> None:
         """Begin to move from a registered link back to the preferred backend."""
-        self.fail(self.one)
+        self.let_fail(self.one)
         self.two.register()
         self.backends.active.left_at = self.one.line.left_at = None
         self.answered(self.one)

@@ -125,7 +125,12 @@ class KeepAliveTests(_LivenessTests):
 
     def test_stopped_within_the_ping(self) -> None:
         """A connection that ends while it pings sets no further timer."""
-        self.patch(self, "_ping", lambda: bool(self.liveness.stop()) or True)
+
+        def ping() -> bool:
+            self.liveness.stop()
+            return True
+
+        self.patch(self, "_ping", ping)
         self.rebuild()
         self.run_for(1000)
         self.assertEqual(self.dead, [])

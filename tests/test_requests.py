@@ -17,6 +17,7 @@ from commsmgr.errors import (
     ConnectionEnded,
     DeadlineExceeded,
     HTTPStatusError,
+    NotRunning,
     PeerViolation,
     TokenError,
 )
@@ -325,6 +326,40 @@ class CancellationTests(_RequestTests):
         self.assertTrue(self.house.breaker.try_acquire())
 
 
+class StopTests(_RequestTests):
+    """The end of the manager."""
+
+    def test_whoever_waits(self) -> None:
+        """Whether for an answer, for the next attempt or for a token: it ends now, and says why."""
+        self.http.script = [HANG, 503]
+        exchange, wait = self.send(), self.send()
+        pending: Deferred[str] = Deferred()
+        self.house.token.outcome = pending
+        token = self.send()
+        self.house.requests.stop()
+        for waiting in (exchange, wait, token):
+            self.assertIn("stopped", self.error(waiting, NotRunning).fact)
+        self.assertEqual(self.http.cancelled, 1)
+        self.assertTrue(self.house.breaker.try_acquire())
+
+    def test_who_gave_up_before(self) -> None:
+        """A request that its caller cancelled, or that is over, is no matter of the stop."""
+        self.http.script = [HANG]
+        waiting = self.send()
+        waiting.cancel()
+        self.error(waiting, CancelledError)
+        self.successResultOf(self.send())
+        self.house.requests.stop()
+
+    def test_an_answer_in_the_last_moment(self) -> None:
+        """What came before the cancellation took effect is the result."""
+        exchange: Deferred[HTTPResponse] = Deferred(lambda waiting: waiting.callback(answer(204)))
+        self.http.script = [exchange]
+        waiting = self.send()
+        self.house.requests.stop()
+        self.assertEqual(self.successResultOf(waiting).status, 204)
+
+
 class BreakerTests(_RequestTests):
     """Backends that are left alone."""
 
@@ -364,11 +399,15 @@ class BreakerTests(_RequestTests):
 
     def test_refusals_of_the_breaker_need_no_budget(self) -> None:
         """Waiting for the breaker costs the backend nothing, and is allowed when retries are not."""
-        self.build(breaker=config.Breaker(failures=10, open_for=5.0))
+        self.build(breaker=config.Breaker(failures=1000, open_for=5.0))
         self.http.default = 503
-        for _ in range(10):
-            self.send(attempts=1).addErrback(lambda failure: None)
-        self.assertEqual(self.house.breaker.state, "open")
+        for _ in range(3):
+            self.send().addErrback(lambda failure: None)
+            pass_time(self.clock, 60)
+        self.http.calls.clear()
+        self.error(self.send(), HTTPStatusError)
+        self.assertEqual(len(self.http.calls), 1)
+        self.house.trip("one")
         self.http.default = 200
         waiting = self.send()
         pass_time(self.clock, 10)
