@@ -45,7 +45,7 @@ class _PostingTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.build()
 
-    def build(self, *entries: Entry, **sections: Any) -> None:
+    def build(self, *entries: Entry, proven: bool = True, **sections: Any) -> None:
         sections.setdefault("reconnect", config.Reconnect(base=1.0, cap=8.0, retry_after_cap=100.0))
         sections.setdefault("breaker", config.Breaker(failures=1000))
         sections.setdefault("auth", config.Auth(refused_delay=60.0))
@@ -53,7 +53,8 @@ class _PostingTests(SynchronousTestCase):
         self.clock = self.house.clock
         self.http = self.house.http["one"]
         self.lane = Lane(*(entries or (entry(1), entry(2), entry(3))))
-        self.house.backends.receipt("one", self.clock.seconds())
+        if proven:
+            self.house.backends.receipt("one", self.clock.seconds())
         self.delivered: list[tuple[str, int]] = []
         self.buried: list[tuple[str, str]] = []
         self.posting = Posting(
@@ -192,6 +193,19 @@ class VerdictTests(_PostingTests):
             self.http.script = [answer(422, body=body)]
             self.assertTrue(self.sent())
             self.assertEqual(self.buried, [("e1", "refused: HTTP 422")], body)
+
+    def test_a_backend_that_has_never_taken_anything(self) -> None:
+        """Before the first receipt of any kind an answer may be that of a wrong URL, and judges nothing."""
+        self.build(proven=False)
+        self.http.default = 404
+        for _ in range(20):
+            self.assertTrue(self.sent())
+            self.next_wait()
+        self.assertEqual((self.buried, self.lane.taken), ([], 0))
+        self.assertGreater(self.messages("failed"), 10)
+        self.house.backends.receipt("one", 1.0)
+        self.assertTrue(self.sent())
+        self.assertEqual(self.buried, [("e1", "refused: HTTP 404")])
 
     def test_a_portal_that_says_200(self) -> None:
         """A 2xx that is a web page is no receipt."""

@@ -23,7 +23,7 @@ from commsmgr.errors import (
 )
 from commsmgr.requests import not_html
 from commsmgr.transport.http import HTTPResponse
-from tests.link_kit import HANG, House, answer, pass_time
+from tests.link_kit import HANG, FakeToken, House, answer, pass_time
 
 HTML = answer(200, {"content-type": "text/HTML; charset=utf-8"}, b"<html>Please log in</html>")
 
@@ -193,7 +193,7 @@ class TokenTests(_RequestTests):
         self.http.script = [401, 401]
         self.assertEqual(self.error(self.send(attempts=100), HTTPStatusError).status, 401)
         self.assertEqual(len(self.http.calls), 2)
-        self.http.calls.clear()
+        self.setUp()
         self.http.script = [401, 503, 401, 200]
         waiting = self.send(attempts=100)
         pass_time(self.clock, 60)
@@ -221,12 +221,53 @@ class TokenTests(_RequestTests):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_no_hot_loop(self) -> None:
-        """However long the backend refuses every token, a request costs two exchanges."""
+        """However often something is sent, a refused token is shown again after half of refused_delay or later."""
+        self.build(auth=config.Auth(refused_delay=60))
+        self.house.token = self.house.requests._token = FakeToken("only")
         self.http.default = 401
-        for _ in range(10):
-            self.http.calls.clear()
-            self.error(self.send(), HTTPStatusError)
-            self.assertEqual(len(self.http.calls), 2)
+        self.assertEqual(self.error(self.send(attempts=100), HTTPStatusError).status, 401)
+        self.assertEqual(len(self.http.calls), 1)
+        for _ in range(36000):
+            self.send().addErrback(lambda failure: failure.trap(TokenError, HTTPStatusError))
+            self.clock.advance(0.1)
+        self.assertTrue(all(30 <= wait <= 91 for wait in self.waits), self.waits)
+        self.assertTrue(3600 / 91 <= len(self.http.calls) <= 3600 / 40, len(self.http.calls))
+        self.http.default = 200
+        self.clock.advance(91)
+        self.successResultOf(self.send())
+        self.assertEqual(self.house.breaker.state, "closed")
+
+    def test_another_token(self) -> None:
+        """One that was not refused goes out at once; and what one backend refused another one may take."""
+        self.build("one", "two")
+        self.http.script = [401, 401, 401]
+        self.error(self.send(), HTTPStatusError)
+        self.error(self.send(), HTTPStatusError)
+        self.assertIn("shown again", self.error(self.send(), TokenError).fact)
+        self.assertEqual([call.token for call in self.http.calls], ["t0", "t1", "t2"])
+        self.house.token.token = "t3"
+        self.successResultOf(self.send())
+        self.house.token.token = "t2"
+        self.house.trip("one")
+        self.successResultOf(self.send())
+        self.assertEqual(self.house.http["two"].calls[0].token, "t2")
+
+    def test_a_clock_that_steps_back(self) -> None:
+        """A refused token is not held back for longer by a step of the clock."""
+        self.http.script = [401, 401, 401]
+        self.error(self.send(), HTTPStatusError)
+        self.error(self.send(), HTTPStatusError)
+        self.error(self.send(), TokenError)
+        self.clock.rightNow -= 500
+        self.successResultOf(self.send())
+
+    def test_proven(self) -> None:
+        """A backend is proven by its first 2xx, any other answer says nothing."""
+        self.http.script = [404]
+        self.error(self.send(), HTTPStatusError)
+        self.assertFalse(self.house.requests.proven)
+        self.successResultOf(self.send())
+        self.assertTrue(self.house.requests.proven)
 
 
 class DeadlineTests(_RequestTests):
