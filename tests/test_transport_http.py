@@ -11,6 +11,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import Clock, deferLater
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
@@ -29,7 +30,7 @@ from commsmgr.errors import (
 from commsmgr.transport.body import BodyCollector, BytesProducer
 from commsmgr.transport.endpoint import Dialer
 from commsmgr.transport.http import Exchange, HTTPClient
-from commsmgr.transport.pool import GRACE, HEAD_LIMIT, IDLE
+from commsmgr.transport.pool import GRACE, HEAD_LIMIT, IDLE, INTERIM_LIMIT
 from commsmgr.urls import Target
 from tests.certificates import Authority
 from tests.loopback import FixedResolver, ReactorWith, Recorder, Recording, listen
@@ -426,9 +427,12 @@ class ViolationTests(HTTPCase):
             self.assertIn("malformed", await self.violation(answer))
 
     async def test_head_without_end(self) -> None:
-        """A head that never ends is cut off at its limit: one long line, many lines, interim answers."""
-        for piece in (b"X" * 1000, b"X: y\r\n", b"HTTP/1.1 100 Go on\r\n\r\n"):
-            first = b"" if piece.startswith(b"HTTP") else b"HTTP/1.1 200 OK\r\n"
+        """A head that never ends is cut off at its limit: one long line, many lines, an interim answer's too."""
+        for first, piece in (
+            (b"HTTP/1.1 200 OK\r\n", b"X" * 1000),
+            (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+            (b"HTTP/1.1 103 Early\r\n", b"Link: x\r\n"),
+        ):
             sent = 0
 
             def script(recorder: Recorder, first: bytes = first, piece: bytes = piece) -> None:
@@ -448,6 +452,52 @@ class ViolationTests(HTTPCase):
             await self.server.connections[0].lost
             await deferLater(reactor, 0)
             self.assertLess(sent, 8 * HEAD_LIMIT)
+
+    async def test_interim_answers_without_end(self) -> None:
+        """Interim answers, each of which Twisted logs, end the exchange after a few, however the bytes are cut."""
+        logged: list[str] = []
+
+        def observe(event: Any) -> None:
+            if "Ignoring unexpected" in (event.get("log_format") or ""):
+                logged.append("")
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+        for flood in (interim * 30_000, interim, interim[5:] + interim[:5], b"byte by byte"):
+
+            def script(recorder: Recorder, flood: bytes = flood) -> None:
+                recorder.transport.setTcpNoDelay(True)
+                sent = 0
+
+                def go_on() -> None:
+                    nonlocal sent
+                    if not recorder.lost.called:
+                        piece = interim[sent % len(interim) :][:1] if flood == b"byte by byte" else flood
+                        recorder.transport.write(piece)
+                        sent += 1
+                        reactor.callLater(0, go_on)
+
+                if flood.startswith(interim[5:]):
+                    recorder.transport.write(interim[:5])
+                go_on()
+
+            logged.clear()
+            client = self.client()
+            error = await self.fails(PeerViolation, self.serve_by(script), client)
+            self.assertIn("interim answers", str(error))
+            self.assertLessEqual(len(logged), INTERIM_LIMIT)
+            await self.server.connections[0].lost
+
+    async def test_interim_answers_in_bounds(self) -> None:
+        """As many as are allowed are skipped, for each exchange anew; what looks like one in a body is none."""
+        interim = b"HTTP/1.1 102 Processing\r\n\r\n" * INTERIM_LIMIT
+        body = b"HTTP/1.1 100 Continue\r\n" * 50
+        answer = interim + b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        target, client = self.serve(answer, answer), self.client()
+        for _ in range(2):
+            self.assertEqual((await client.exchange("GET", target, "/")).body, body)
+        self.assertEqual(len(self.server.connections), 1)
 
     async def test_violation_is_dropped_not_pooled(self) -> None:
         """After a violation the next exchange has a connection of its own."""

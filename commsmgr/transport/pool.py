@@ -8,6 +8,7 @@ that closing takes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import Any, Final, Protocol
 
@@ -24,8 +25,16 @@ from commsmgr.errors import PeerViolation
 HEAD_LIMIT: Final = 1 << 16
 """Bytes of status line and header fields of one answer, interim answers included."""
 
+INTERIM_LIMIT: Final = 20
+"""Interim answers before the answer (RFC 9110 section 15.2). Twisted logs each, and a head has room for thousands."""
+
+_STATUS_LINE: Final = re.compile(rb"^HTTP/\d\.\d (\d)", re.MULTILINE)
+_STATUS_LINE_BYTES: Final = len(b"HTTP/1.1 1")
+
 IDLE: Final = 4
 """Seconds an unused connection is kept: below the 5 s after which Node, Apache and uvicorn close theirs."""
+
+_BAD_HEAD: Final = f"the head of the answer is malformed, or larger than {HEAD_LIMIT} bytes"
 
 GRACE: Final = 1.0
 """Seconds for closing in good manners. TLS waits for the peer's goodbye, TCP for it to read: for ever, if need be."""
@@ -54,11 +63,15 @@ class Connection(ProtocolWrapper):
         self.refusal: PeerViolation | None = None
         self.lost: Deferred[None] = Deferred()
         self._head: int | None = None
+        self._interim = 0
+        self._line = b""
         self._closing: IDelayedCall | None = None
 
     def answer_awaited(self) -> None:
         """A request goes out: what comes next is the head of an answer."""
         self._head = 0
+        self._interim = 0
+        self._line = b""
 
     def head_complete(self) -> None:
         """The head of the answer is complete: bytes are the body's from here on."""
@@ -66,17 +79,20 @@ class Connection(ProtocolWrapper):
 
     def dataReceived(self, data: bytes) -> None:
         """Hand on what came; if the head is still not complete then, count it."""
+        if self._head is not None and self._too_many_interim(data):
+            self._refuse(f"more than {INTERIM_LIMIT} interim answers came before the answer")
+            return
         super().dataReceived(data)
         if self._head is not None:
             self._head += len(data)
             if self._head > HEAD_LIMIT:
-                self._refuse()
+                self._refuse(_BAD_HEAD)
 
     def loseConnection(self) -> None:
         """Close; abort after :data:`GRACE` seconds."""
         if self._head is not None:
             # Twisted gives up on a line of more than 16 KiB without a word.
-            self._refuse()
+            self._refuse(_BAD_HEAD)
         elif self._closing is None and not self.lost.called:
             super().loseConnection()
             self._closing = self.factory.clock.callLater(GRACE, self.abortConnection)
@@ -93,10 +109,23 @@ class Connection(ProtocolWrapper):
         super().connectionLost(reason)
         self.lost.callback(None)
 
-    def _refuse(self) -> None:
-        self.refusal = PeerViolation(
-            f"the head of the answer is malformed, or larger than {HEAD_LIMIT} bytes", may_have_arrived=True
-        )
+    def _too_many_interim(self, data: bytes) -> bool:
+        """Count the interim answers that begin in ``data``, before each of them makes a line in the log."""
+        begun = len(self._line)
+        text = self._line + data
+        for status in _STATUS_LINE.finditer(text):
+            if status[1] != b"1":
+                # The answer itself; what follows may be its body.
+                break
+            if status.end() > begun:
+                self._interim += 1
+        # The beginning of a line that is not complete yet.
+        self._line = text[text.rfind(b"\n") + 1 :][:_STATUS_LINE_BYTES]
+        return self._interim > INTERIM_LIMIT
+
+    def _refuse(self, why: str) -> None:
+        if self.refusal is None:
+            self.refusal = PeerViolation(why, may_have_arrived=True)
         self.abortConnection()
 
 
