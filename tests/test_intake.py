@@ -8,6 +8,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.errors import SpoolWriteFailed
+from commsmgr.intake import ASKING
 from commsmgr.messages import CommandData, Result
 from commsmgr.spool import Duplicate, Lane, Opened, StoredCommand
 from tests.command_kit import CommandWorld, Source, arrived
@@ -280,6 +281,35 @@ class Room(SynchronousTestCase):
         refusals = [line for line in lines if line.get("event") == "command.refused"]
         self.assertEqual([(line["message_id"], line["suppressed"]) for line in refusals], [("c1", 0), ("later", 49)])
         self.assertEqual((len(source.refused), world.counted("command", "refused")), (51, 51))
+
+    def test_flood_asks_little(self) -> None:
+        """Of a flood the inbox is asked about some commands at once only; a plain backend hears nothing of the rest."""
+        for can_refuse, heard in ((True, ASKING + 50), (False, ASKING)):
+            world, source = CommandWorld(max_pending=1), Source(can_refuse=can_refuse)
+            world.intake.arrived(source, arrived("c"))
+            world.run()
+            asked: list[str] = []
+            known = world.spool.inbox.known
+            self.patch(world.spool.inbox, "known", lambda id, digest, f=known, a=asked: a.append(id) or f(id, digest))
+            for number in range(ASKING + 50):
+                world.intake.arrived(source, arrived(f"c{number}"))
+            world.run()
+            self.assertEqual((len(asked), len(source.refused) + len(world.said)), (ASKING, heard))
+            world.intake.arrived(source, arrived("c"))
+            world.run()
+            self.assertEqual(source.acked, ["c", "c"], "once the flood is over duplicates are known again")
+
+    def test_flood_of_duplicates(self) -> None:
+        """A command that comes again and again is one line in the log for each ten seconds."""
+        world, source = CommandWorld(), Source()
+        lines: list[LogEvent] = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        for _ in range(50):
+            world.intake.arrived(source, arrived("c"))
+        world.run()
+        self.assertEqual(len([line for line in lines if line.get("event") == "command.duplicate"]), 1)
+        self.assertEqual(world.counted("command", "duplicate"), 49)
 
 
 def stored(key: int, body: bytes | None = None, type: str = "run") -> StoredCommand:

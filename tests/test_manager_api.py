@@ -148,6 +148,21 @@ class NotStarted(SynchronousTestCase):
             self.failureResultOf(self.manager.send_http(*wrong), InvalidMessage)
         self.failureResultOf(self.manager.send_http("POST", "/", json={"a": object()}), InvalidMessage)
         self.failureResultOf(self.manager.send_http("POST", "/", json="\udc80"), InvalidMessage)
+        misuses: list[dict[str, Any]] = [
+            {"body": "text"},
+            {"body": b"x", "json": {}},
+            {"headers": 5},
+            {"headers": {5: "x"}},
+            {"headers": {"x": 5}},
+            {"attempts": 0},
+            {"attempts": "a"},
+            {"idempotency_key": 5},
+        ]
+        for misuse in misuses:
+            error = self.failureResultOf(self.manager.send_http("POST", "/", **misuse), InvalidMessage)
+            self.assertIn(next(iter(misuse)), str(error.value))
+        for status in ("", 5, None):
+            self.failureResultOf(self.manager.send_heartbeat(status), InvalidMessage)  # type: ignore[arg-type]  # misuse
 
 
 class Calls(WorldTestCase):

@@ -55,7 +55,7 @@ class ResultTests(SynchronousTestCase):
 
     def test_wrong_numbers(self) -> None:
         """Numbers that JSON or the wire cannot say are refused, also beside output that had to be cleaned."""
-        for seconds in ("1", None, float("nan"), float("inf"), 1e300):
+        for seconds in ("1", None, -1, float("nan"), float("inf"), 1e300):
             self.assertRaises(InvalidMessage, encode, Result(command_id="c", execution_time=seconds))  # type: ignore[arg-type]  # meant
         for output in ("", "\udc80"):
             self.assertRaises(InvalidMessage, encode, Result(command_id="c", output=output, exit_code=1 << 70))
