@@ -231,6 +231,7 @@ class TokenTests(_RequestTests):
             self.send().addErrback(lambda failure: failure.trap(TokenError, HTTPStatusError))
             self.clock.advance(0.1)
         self.assertTrue(all(30 <= wait <= 91 for wait in self.waits), self.waits)
+        self.assertGreater(max(self.waits) - min(self.waits), 20)
         self.assertTrue(3600 / 91 <= len(self.http.calls) <= 3600 / 40, len(self.http.calls))
         self.http.default = 200
         self.clock.advance(91)
@@ -251,6 +252,12 @@ class TokenTests(_RequestTests):
         self.house.trip("one")
         self.successResultOf(self.send())
         self.assertEqual(self.house.http["two"].calls[0].token, "t2")
+        self.house.token.token = "t4"
+        self.house.http["two"].script = [401]
+        self.error(self.send(), HTTPStatusError)
+        pass_time(self.clock, self.house.breaker.retry_in())
+        self.successResultOf(self.send())
+        self.assertEqual(self.http.calls[-1].token, "t4")
 
     def test_a_clock_that_steps_back(self) -> None:
         """A refused token is not held back for longer by a step of the clock."""
