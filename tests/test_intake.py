@@ -290,7 +290,7 @@ class Room(SynchronousTestCase):
             world.run()
             asked: list[str] = []
             known = world.spool.inbox.known
-            self.patch(world.spool.inbox, "known", lambda id, digest, f=known, a=asked: a.append(id) or f(id, digest))
+            self.patch(world.spool.inbox, "known", lambda *args, f=known, a=asked: a.append(args[0]) or f(*args))
             for number in range(ASKING + 50):
                 world.intake.arrived(source, arrived(f"c{number}"))
             world.run()
