@@ -72,9 +72,14 @@ class HeartbeatTests(BackendTestCase):
         self.assertEqual("", backend.ledger.dialect_of("m-1"))
 
     async def test_other_methods(self) -> None:
-        """Anything but POST is refused."""
+        """Anything but POST is refused, HEAD without a body, and nothing is logged as a fault of ours."""
         await self.start()
-        self.assertEqual(405, (await self.call("GET", "/heartbeat")).status)
+        for path in ("/heartbeat", "/inventory", "/commands/result"):
+            for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "BREW"):
+                answer = await self.call(method, path)
+                self.assertEqual((405, "POST"), (answer.status, answer.headers.get("allow")), f"{method} {path}")
+                self.assertEqual(method == "HEAD", answer.body == b"")
+        self.assertEqual([], self.flushLoggedErrors())
 
 
 class InventoryTests(BackendTestCase):

@@ -217,6 +217,14 @@ class AgentCall(Resource):
         self._agents = agents
         self._call = call
 
+    def render(self, request: Request) -> int:
+        """Answer a POST; 405 to anything else, also to HEAD, for which Twisted would look for a GET."""
+        if request.method == b"POST":
+            return self.render_POST(request)
+        problem = b'{"status":"error","message":"only POST is possible here"}'
+        _finish(request, Answer(status=405, body=problem, headers={"Allow": "POST"}))
+        return NOT_DONE_YET
+
     def render_POST(self, request: Request) -> int:
         faults = self._agents.faults
         entrance: Any = request.channel.transport
