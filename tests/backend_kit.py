@@ -108,9 +108,9 @@ class BackendTestCase(TestCase):
         self.agents: list[FakeAgent] = []
         self.http = HTTPClient(Agent(reactor))
 
-    async def start(self, **settings: Any) -> ReferenceBackend:
-        """Start a backend and remember it as ``self.backend``."""
-        self.backend = ReferenceBackend(reactor, wall=lambda: self.now, random=Random(1), **settings)
+    async def start(self, on: Any = reactor, **settings: Any) -> ReferenceBackend:
+        """Start a backend on the reactor ``on`` and remember it as ``self.backend``."""
+        self.backend = ReferenceBackend(on, wall=lambda: self.now, random=Random(1), **settings)
         await self.backend.startService()
         self.addCleanup(self.backend.stopService)
         return self.backend

@@ -14,6 +14,7 @@ from twisted.web.client import ResponseNeverReceived
 from commsmgr.backend import Fault, Faults
 from commsmgr.backend.entrance import Entrance, EntranceFactory
 from tests.backend_kit import BackendTestCase
+from tests.loopback import ReactorWith
 
 BEAT = {"machine_id": "m-1", "acked_commands": []}
 
@@ -207,13 +208,23 @@ class HTTPFaultTests(BackendTestCase):
         await self.assertFailure(waiting, ResponseNeverReceived)
 
     async def test_slow(self) -> None:
-        """An answer comes late; a connection that is lost meanwhile leaves nothing behind."""
-        backend = await self.start()
-        backend.faults.inject("slow", delay=0.1, count=1)
+        """An answer comes late, when its delay is over and not before; others are not held up."""
+        clock = Clock()
+        backend = await self.start(on=ReactorWith(clock=clock))
+        backend.faults.inject("slow", delay=5, count=1)
+        handled = backend.when("heartbeat")
         waiting = Deferred.fromCoroutine(self.post("/heartbeat", BEAT))
+        await handled
+        await self.pause(0)  # told in the midst of the handling; the answer's timer comes after it
+        clock.advance(4.9)
         self.assertEqual(200, (await self.post("/heartbeat", BEAT)).status)
         self.assertNoResult(waiting)
+        clock.advance(0.1)
         self.assertEqual(200, (await waiting).status)
+
+    async def test_slow_and_lost(self) -> None:
+        """A connection that is lost while an answer waits leaves nothing behind."""
+        backend = await self.start()
         backend.faults.inject("slow", delay=60)
         handled = backend.when("heartbeat")
         waiting = Deferred.fromCoroutine(self.post("/heartbeat", BEAT))
