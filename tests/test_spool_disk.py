@@ -330,7 +330,7 @@ class FailingDiskTests(OnDisk):
         self.assertEqual(await self.all_ids(spool), ["c"])
 
     async def test_tight(self) -> None:
-        """Without the ballast nothing is accepted that could wait, but receipts and results are."""
+        """Without the ballast nothing is accepted that could wait, with the reason; but receipts and results are."""
         spool = self.spool()
         await spool.open()
         first = await self.event(spool, "a")
@@ -338,7 +338,10 @@ class FailingDiskTests(OnDisk):
         assert isinstance(keep, Accepted)
         held = ballast.Ballast.restore
         self.patch(ballast.Ballast, "restore", lambda self: False)
-        await self.assertFailure(self.event(spool, "b"), SpoolWriteFailed)
+        self.patch(ballast, "SIZE", 8 << 20)
+        refused = await self.assertFailure(self.event(spool, "b"), SpoolWriteFailed)
+        self.assertIn("is full: the spool goes on when 16 MiB of it are free", str(refused))
+        self.patch(ballast, "SIZE", 1 << 20)
         await self.assertFailure(spool.inbox.accept(id="c2", digest="d", body=b""), SpoolWriteFailed)
         await spool.outbox.forget([first])
         await spool.inbox.complete(key=keep.command.key, command_id="c", status="success", result_id="r", body=b"")

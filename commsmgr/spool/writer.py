@@ -37,7 +37,7 @@ from twisted.logger import Logger
 
 from commsmgr import config
 from commsmgr.errors import CommsError, SpoolError, SpoolWriteFailed
-from commsmgr.spool import files
+from commsmgr.spool import ballast, files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books, Counter
 from commsmgr.spool.executor import failure
@@ -45,6 +45,8 @@ from commsmgr.spool.schema import NewerVersion, prepare
 
 CHECKPOINT_BYTES: Final = 4 << 20
 """The log is folded into the database when about this much was written to it, after the outcome was told."""
+
+_NO_ROOM: Final = "the disk that holds the spool is full: the spool goes on when {} MiB of it are free"
 
 _ROW_BYTES: Final = 256
 _BATCH_BYTES: Final = 8 << 10
@@ -262,7 +264,7 @@ class Writer:
             for job in jobs:
                 try:
                     if tight and not job.essential:
-                        raise SpoolWriteFailed("the disk that holds the spool is full")
+                        raise SpoolWriteFailed(_NO_ROOM.format(2 * ballast.SIZE >> 20))
                     results.append(job.work(books))
                     size += job.size
                 except CommsError:
