@@ -8,8 +8,11 @@ time comes, and again when they change.
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO
 
 from commsmgr.config import TLS, Auth, Backend, Config, Observe
 from commsmgr.headers import MAX_TOKEN, mistakes, token_mistake
@@ -86,7 +89,7 @@ def _token_rules(auth: Auth, sources: list[str], environ: Mapping[str, str]) -> 
         # Quoted only when it looks like a path or a variable: people paste the token itself into the wrong option.
         name = auth.token_file if "/" in auth.token_file else "the file"
         try:
-            with open(auth.token_file, "rb") as file:
+            with _regular(auth.token_file) as file:
                 text = file.read(MAX_TOKEN + 1).decode("ascii", "replace").rstrip("\r\n")
         except OSError as error:
             yield "auth.token_file", f"{name} cannot be read: {why(error)}"
@@ -116,10 +119,17 @@ def _tls_rules(tls: TLS) -> Iterator[Mistake]:
         path = getattr(tls, name)
         try:
             if path:
-                with open(path, "rb") as file:
+                with _regular(path) as file:
                     file.read(1)
         except OSError as error:
             yield f"tls.{name}", f"{path} cannot be read: {why(error)}"
+
+
+def _regular(path: str) -> BinaryIO:
+    """Open a file. Not a pipe, which would keep us waiting for a writer and be empty when it is read again."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(None, "it is no regular file")
+    return open(path, "rb")
 
 
 def _header_rules(headers: Mapping[str, str]) -> Iterator[Mistake]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -336,6 +337,31 @@ class OtherRules(Case):
             ("ca_exclusive = true", "tls.ca_exclusive: without tls.ca_file"),
         ):
             self.assertIn(sentence, str(self.refused(f"{BACKENDS}[tls]\n{text}")))
+
+    def test_files_that_are_none(self) -> None:
+        """A pipe, on which the check would wait for ever, a device or a directory is not taken for a file."""
+        pipe = os.path.abspath(self.mktemp())
+        os.mkfifo(pipe)
+        good = self.file("PEM")
+        for path in (pipe, "/dev/null", os.path.dirname(pipe)):
+            # The test ends, if need be, when somebody writes.
+            writer = threading.Timer(5, lambda path=path: os.close(os.open(path, os.O_RDWR)))
+            writer.start()
+            for section, name in (("auth", "token_file"), ("tls", "ca_file"), ("tls", "certificate"), ("tls", "key")):
+                keys = {"certificate": good, "key": good} if section == "tls" else {}
+                lines = "".join(f'{option} = "{value}"\n' for option, value in {**keys, name: path}.items())
+                error = self.refused(f"{BACKENDS}[{section}]\n{lines}")
+                self.assertIn(f"{section}.{name}: {path} cannot be read: it is no regular file", str(error))
+            writer.cancel()
+            writer.join()
+
+    def test_configuration_from_a_pipe(self) -> None:
+        """The configuration itself may come through a pipe, for it is read once."""
+        readable, writable = os.pipe()
+        self.addCleanup(os.close, readable)
+        os.write(writable, BACKENDS.encode())
+        os.close(writable)
+        self.assertEqual(1, len(settings.load(f"/dev/fd/{readable}", {}).backends))
 
     def test_headers(self) -> None:
         """Header fields that would be smuggled in, or that the transports set, are refused without their values."""
