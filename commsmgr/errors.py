@@ -63,11 +63,13 @@ class ConfigError(CommsError):
     :param key: the path of the key, such as ``backends[0].url``; empty when it concerns the whole.
     :param source: the file's name, or ``environment``, or ``code``.
     :param others: further mistakes found at the same time; their sentences follow, a line each.
+    :ivar mistake: the fact, without source and key.
     """
 
     def __init__(self, fact: str, *, key: str = "", source: str = "code", others: tuple[ConfigError, ...] = ()) -> None:
         sentence = ": ".join(part for part in (source, key, fact) if part)
         super().__init__("\n".join([sentence, *map(str, others)]))
+        self.mistake = fact
         self.key = key
         self.source = source
         self.others = others

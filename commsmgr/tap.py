@@ -25,7 +25,8 @@ from commsmgr.handlers import BuiltinHandler
 from commsmgr.manager import Manager
 from commsmgr.observe.logs import make_observer
 from commsmgr.redact import Redactor
-from commsmgr.urls import backend_name
+from commsmgr.transport.tls import ContextSource
+from commsmgr.urls import backend_name, http_target, websocket_target
 
 ROTATE_AT = 10 << 20
 """Bytes of a log file after which a new one is begun."""
@@ -84,6 +85,7 @@ class Options(UsageOptions):
             _refuse("which configuration? Give --config FILE, or --demo to look around")
         try:
             self.config = _anchored(self._overridden(settings.load(self["config"], os.environ)))
+            _try_tls(self.config, self["config"])
         except ConfigError as error:
             _refuse(str(error))
         if self["check"]:
@@ -118,6 +120,21 @@ def _anchored(config: Config) -> Config:
         tls=absolute(config.tls, "ca_file", "certificate", "key"),
         spool=absolute(config.spool, "path"),
     )
+
+
+def _try_tls(config: Config, source: str) -> None:
+    """
+    Look at the TLS files as connections will: settings only says whether they can be read.
+
+    :raise ConfigError: they cannot be used.
+    """
+    tls = config.tls
+    targets = (target(backend) for backend in config.backends for target in (http_target, websocket_target))
+    if tls.ca_file or tls.certificate or tls.key or any(target.secure for target in targets):
+        try:
+            ContextSource(tls).load()
+        except ConfigError as error:
+            raise ConfigError(error.mistake, key=error.key, source=source) from None
 
 
 def _refuse(why: str) -> NoReturn:

@@ -23,6 +23,8 @@ from commsmgr._version import __version__
 from commsmgr.backend import tap as backend_tap
 from commsmgr.config import Backend, Config
 from commsmgr.redact import Redactor
+from commsmgr.transport.tls import ContextSource
+from tests.certificates import Authority
 from tests.processes import ProcessTestCase, Program, pause, together
 
 EVERYWHERE_DEAF = "http://127.0.0.1:9"
@@ -112,6 +114,48 @@ class CommandLine(ProcessTestCase):
         self.assertEqual((0, said, ""), self.said(tap.Options(), "--config", config, "--check"))
         self.assertEqual(before, sorted(os.listdir(self.directory)))
 
+    def test_tls_files(self) -> None:
+        """TLS files that connections could not use are refused at once, with file and key; good ones are not."""
+        own = Authority("Test CA").issue(names=["localhost"]).save(str(self.directory / "own"))
+        other = Authority("Test CA").issue(names=["localhost"]).save(str(self.directory / "other"))
+        odd, empty = self.directory / "odd.pem", self.directory / "empty.pem"
+        odd.write_text("root:x:0:0:root:/root:/bin/sh\n")
+        empty.write_text("")
+        pair = {"certificate": own.cert_pem, "key": own.key_pem}
+        for url in (EVERYWHERE_DEAF, "https://127.0.0.1:9"):
+            for key, tls in (
+                ("ca_file", {"ca_file": str(odd)}),
+                ("ca_file", {"ca_file": str(empty), "ca_exclusive": True}),
+                ("certificate", pair | {"certificate": str(odd)}),
+                ("key", pair | {"key": str(odd)}),
+                ("key", pair | {"key": other.key_pem}),
+            ):
+                config = self.configuration(url, tls=tls)
+                for check in ([], ["--check"]):
+                    code, out, err = self.said(tap.Options(), "--config", config, *check)
+                    self.assertEqual((1, ""), (code, out), err)
+                    self.assertTrue(err.startswith(f"twistd commsmgr: {config}: tls.{key}: {tls[key]}: "), err)
+            for tls in ({}, pair | {"ca_file": own.cert_pem, "ca_exclusive": True}):
+                config = self.configuration(url, tls=tls)
+                self.assertEqual(0, self.said(tap.Options(), "--config", config, "--check")[0])
+
+    def test_tls_looked_at_when_used(self) -> None:
+        """Whether TLS works at all matters only if it is to be used: by URL, WebSocket's too, or by files."""
+        looked: list[str] = []
+        self.patch(ContextSource, "load", lambda source: looked.append("looked"))
+        for url, websocket_url, times in (
+            ("http://127.0.0.1:9", "", 0),
+            ("https://127.0.0.1:9", "", 1),
+            ("http://127.0.0.1:9", "wss://127.0.0.1:9/ws", 1),
+        ):
+            looked.clear()
+            path = Path(self.configuration(url))
+            path.write_text(
+                path.read_text().replace("[[backends]]", f'[[backends]]\nwebsocket_url = "{websocket_url}"')
+            )
+            self.assertEqual(0, self.said(tap.Options(), "--config", str(path), "--check")[0])
+            self.assertEqual(times, len(looked))
+
     def test_paths(self) -> None:
         """Relative paths mean what was checked, wherever the process goes later; empty ones stay empty."""
         config = self.configuration(EVERYWHERE_DEAF, spool={"path": "here/spool"}, auth={"token_file": "token"})
@@ -184,7 +228,7 @@ class Foreground(ProcessTestCase):
             await pause(0.02)
 
     async def test_json_and_levels(self) -> None:
-        """As JSON each line is an object, with ``--log-level=debug`` more; SIGUSR1 does no harm; SIGINT is as SIGTERM."""
+        """As JSON each line is an object, with ``--log-level=debug`` more; SIGUSR1 is harmless; SIGINT is as SIGTERM."""
         url = await self.backend_here()
         agent = self.agent(self.configuration(url, observe={"log_format": "json"}), "--log-level=debug")
         await agent.line('"event": "link.registered"')
