@@ -63,6 +63,8 @@ class Overview:
         problems = [] if failed is None else [str(failed)]
         if self.set_aside is not None:
             problems.append(f"the spool could not be read and was set aside as {self.set_aside}")
+        if self._spool.trouble:
+            problems.append(self._spool.trouble)
         active = self._backends.active
         if active.link.last_error and not isinstance(active.link.state, Registered):
             problems.append(f"not connected to {active.name}: {active.link.last_error}")
@@ -82,6 +84,7 @@ class Overview:
             ),
             open_commands=self._spool.inbox.open_count,
             dropped=stats.dropped.copy(),
+            trouble=self._spool.trouble,
         )
 
 

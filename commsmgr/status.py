@@ -70,6 +70,7 @@ class QueueStatus(Struct, frozen=True):
 
     :ivar outage_budget: seconds of outage that can still be buffered, None while nothing is being produced.
     :ivar dropped: how many messages became dead letters since the start, by reason.
+    :ivar trouble: what is wrong with the spool's disk or database, for an operator; empty when all is well.
     """
 
     events: int = 0
@@ -80,6 +81,7 @@ class QueueStatus(Struct, frozen=True):
     outage_budget: float | None = None
     open_commands: int = 0
     dropped: dict[str, int] = {}
+    trouble: str = ""
 
 
 class Status(Struct, frozen=True):

@@ -145,6 +145,15 @@ class ExplainTests(SynchronousTestCase):
         ):
             self.assertEqual(explain(replace(connected, queue=queue)).partition("Z. ")[2], said)
 
+    def test_spool_in_trouble(self) -> None:
+        """A spool in trouble makes the manager unready, but not dead, and is said once."""
+        queue = QueueStatus(trouble="the disk is gone")
+        for problems in ((), ("the disk is gone",)):
+            said = status(connected=True, queue=queue, problems=problems)
+            self.assertFalse(ready(said))
+            self.assertTrue(live(said))
+            self.assertEqual(explain(said).count("the disk is gone"), 1)
+
     def test_foreign_text(self) -> None:
         """Text from outside stays on the line, and an impossible time breaks nothing."""
         said = explain(status(backend(Waiting("evil\nconnected to all", float("nan"), 1))))

@@ -161,6 +161,13 @@ class QueueTests(MetricsCase):
         self.assertEqual(self.value("queue_oldest_seconds"), 0)
         self.assertEqual(self.value("outage_budget_seconds"), inf)
 
+    def test_spool_ok(self) -> None:
+        """An alert sees that the spool is in trouble, and that it is over."""
+        for trouble, value in (("", 1), ("damaged", 0), ("", 1)):
+            held = QueueStatus(trouble=trouble)
+            self.metrics.watch(lambda held=held: held)
+            self.assertEqual(self.value("spool_ok"), value)
+
     def test_unwatched(self) -> None:
         """Before there is a queue, it is shown as empty."""
         self.assertEqual(self.value("queue_events"), 0)
@@ -199,7 +206,7 @@ class RegistryTests(MetricsCase):
         self.metrics.message("command_result", "out", "acked")
         self.metrics.exchange("/heartbeat", "ok", 1.0)
         families = list(text_string_to_metric_families(generate_latest(self.registry).decode()))
-        self.assertEqual(len(families), 19)
+        self.assertEqual(len(families), 20)
         for family in families:
             self.assertTrue(family.name.startswith("commsmgr_"), family.name)
             self.assertTrue(family.documentation.endswith("."), family.name)

@@ -14,13 +14,16 @@ from typing import Any
 
 from twisted.internet import reactor, threads
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.trial.unittest import TestCase
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from commsmgr import config
 from commsmgr.errors import QueueFull, SpoolLocked, SpoolWriteFailed
 from commsmgr.spool import Accepted, Duplicate, Lane, Spool, ballast, files, schema
 from commsmgr.spool import store as store_module
 from commsmgr.spool.executor import InlineExecutor
+from commsmgr.spool.trouble import Trouble
 
 ROOT = Path(__file__).absolute().parent.parent
 FILES = {"spool.db", "spool.db-wal", "spool.lock", "spool.ballast"}
@@ -344,6 +347,7 @@ class FailingDiskTests(OnDisk):
         self.patch(ballast, "SIZE", 1 << 20)
         await self.assertFailure(spool.inbox.accept(id="c2", digest="d", body=b""), SpoolWriteFailed)
         await spool.outbox.forget([first])
+        self.assertIn("the disk is full", spool.trouble)  # although this receipt got through
         await spool.inbox.complete(key=keep.command.key, command_id="c", status="success", result_id="r", body=b"")
         self.patch(ballast.Ballast, "restore", held)
         await self.event(spool, "d")
@@ -448,6 +452,97 @@ class FailingDiskTests(OnDisk):
         self.patch(ballast, "SIZE", 1 << 60)
         self.assertFalse(ballast.Ballast(str(self.directory)).restore())
         self.assertFalse(ballast.Ballast(str(self.directory / "absent")).restore())
+
+
+class DamagedWhileRunningTests(OnDisk):
+    """Damage that opening does not meet is said, spares what can be read, and is no hot loop."""
+
+    async def damaged(self) -> Spool:
+        """A spool with 2000 events, of whose database 30 pages are noise."""
+        spool = self.spool()
+        await spool.open()
+        await gatherResults([self.event(spool, f"e{n}", b"x" * 500) for n in range(2000)])
+        self.assertEqual(spool.trouble, "")
+        await spool.close()
+        with self.database.open("r+b") as file:
+            file.seek(100 * 4096)
+            file.write(b"\xa5" * (30 * 4096))
+        spool = self.spool()
+        opened = await spool.open()
+        self.assertIsNone(opened.set_aside)
+        return spool
+
+    async def test_rest_is_served(self) -> None:
+        """What stands before and behind the damaged part is handed out in order, and new events are accepted."""
+        spool = await self.damaged()
+        got = await self.all_ids(spool, rewind=False)
+        numbers = [int(each[1:]) for each in got]
+        self.assertEqual(numbers, sorted(set(numbers)))
+        self.assertEqual((numbers[0], numbers[-1]), (0, 1999))
+        self.assertTrue(1700 < len(numbers) < 1850, len(numbers))
+        self.assertIn("damaged", spool.trouble)
+        self.assertIn(f"move the directory {self.directory} aside", spool.trouble)
+        await self.event(spool, "new")
+        self.assertEqual((await self.all_ids(spool))[-1], "new")
+        self.assertIn("damaged", spool.trouble)
+        await spool.close()
+        self.assertEqual(spool.trouble, "")
+
+    async def test_receipts_in_the_damaged_part(self) -> None:
+        """A receipt that cannot be written waits, ever longer, and holds up nobody else's."""
+        lines: list[Any] = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        spool = await self.damaged()
+        await self.all_ids(spool, rewind=False)
+        stuck = spool.outbox.forget([710])
+        await spool.outbox.forget([1])
+        await spool.outbox.forget([2])
+        self.assertEqual(spool.outbox.stats.events, 1998)
+        self.assertFalse(stuck.called)
+        await deferLater(reactor, 0.5)
+        self.assertGreaterEqual(spool._store._wait, 0.2)
+        await spool.outbox.forget([3])
+        self.assertLessEqual(sum(each.get("event") == "spool.write-failed" for each in lines), 2)
+        await spool.close()
+        await self.assertFailure(stuck, SpoolWriteFailed)
+
+    async def test_trouble_ends(self) -> None:
+        """A disk that fails is said with the time of the last success, and no longer once it works."""
+        spool = self.spool()
+        await spool.open()
+        await self.in_writer(spool, lambda: self.break_writes(spool))
+        await self.assertFailure(self.event(spool, "b", b"x" * 100_000), SpoolWriteFailed)
+        self.assertRegex(spool.trouble, r"has failed: .*full.*; all was well at \d{4}-.*Z$")
+        await self.in_writer(spool, lambda: self.break_writes(spool, 1 << 30))
+        await self.event(spool, "c")
+        self.assertEqual(spool.trouble, "")
+
+
+class TroubleTests(SynchronousTestCase):
+    """How often a trouble is logged."""
+
+    def test_lines(self) -> None:
+        """The pauses double up to a minute, and a success or a step of the clock begins anew."""
+        clock = Clock()
+        clock.advance(1000)
+        trouble = Trouble("/spool", clock.seconds)
+        at = []
+        for second in range(200):
+            if trouble.worth_a_line():
+                at.append(second)
+            clock.advance(1)
+        self.assertEqual(at, [0, 1, 3, 7, 15, 31, 63, 123, 183])
+        trouble.succeeded()
+        self.assertTrue(trouble.worth_a_line())
+        clock.rightNow = 5.0
+        self.assertTrue(trouble.worth_a_line())
+
+    def test_wild_clock(self) -> None:
+        """A clock beyond all calendars is no reason to fail."""
+        trouble = Trouble("/spool", lambda: 1e300)
+        trouble.failed("disk I/O error")
+        self.assertIn("1e+300 s", trouble.text)
 
 
 class FailingCommit:

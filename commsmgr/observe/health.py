@@ -27,8 +27,8 @@ def live(status: Status) -> bool:
 
 
 def ready(status: Status) -> bool:
-    """Whether what is handed over now can reach a backend now, over either transport."""
-    return status.running and (status.connected or status.reachable)
+    """Whether what is handed over now is kept, and can reach a backend now, over either transport."""
+    return status.running and not status.queue.trouble and (status.connected or status.reachable)
 
 
 def explain(status: Status) -> str:
@@ -37,6 +37,8 @@ def explain(status: Status) -> str:
         parts = ["not connected: the manager is not running"]
     else:
         parts = [_connection(status), _queue(status.queue)]
+        if status.queue.trouble not in status.problems:
+            parts.append(status.queue.trouble)
     return single_line(". ".join(part.rstrip(".") for part in (*parts, *status.problems) if part), _LONGEST)
 
 

@@ -267,6 +267,7 @@ class Metrics:
             ("queue_bytes", "Bytes of event bodies held for the backend.", held.event_bytes),
             ("queue_oldest_seconds", "Age of the oldest event held.", oldest),
             ("dead_letters", "Messages kept that can never be delivered.", held.dead_letters),
+            ("spool_ok", "Whether the spool's disk and database are in order.", 0 if held.trouble else 1),
             ("open_commands", "Commands accepted and not yet finished.", held.open_commands),
             (
                 "outage_budget_seconds",

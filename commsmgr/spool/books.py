@@ -19,6 +19,9 @@ from commsmgr.spool.records import DeadLetter, Entry, Lane, Loss, entry_checksum
 SLICE: Final = 500
 """Rows touched by one job of expiry and the like, so that nobody waits long behind it."""
 
+TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+"""The codes by which SQLite says that a database is damaged."""
+
 PAGE_ROWS: Final = 500
 PAGE_BYTES: Final = 1 << 20
 MAX_STATES: Final = 1000
@@ -75,12 +78,20 @@ class Books:
     :param max_dead_letters: dead letters kept; the oldest give way.
     :param max_dead_bytes: bytes of their bodies kept.
     :param max_remembered: bytes of the bodies of results kept for duplicates of their commands.
+    :ivar damaged: whether pages leave out what cannot be read, instead of failing.
     """
 
     def __init__(
-        self, db: sqlite3.Connection, *, max_dead_letters: int, max_dead_bytes: int, max_remembered: int
+        self,
+        db: sqlite3.Connection,
+        *,
+        max_dead_letters: int,
+        max_dead_bytes: int,
+        max_remembered: int,
+        damaged: bool = False,
     ) -> None:
         self.db = db
+        self.damaged = damaged
         self.max_remembered = max_remembered
         self._max_dead_letters = max_dead_letters
         self._max_dead_bytes = max_dead_bytes
@@ -182,27 +193,69 @@ class Books:
         """
         Read entries of ``lane`` with numbers greater than ``after``, in order.
 
-        Damaged ones become dead letters at once: they must not stop those behind them.
+        Damaged ones become dead letters at once: they must not stop those behind them. Where the database itself is
+        damaged, and :attr:`damaged` says that this is known, they are left out and left where they are.
         """
+        if self.damaged:
+            return self._readable_page(lane, after, now)
         try:
-            return self._page(lane, after, now)
+            return self._page(lane, after, now, PAGE_ROWS)
         except sqlite3.OperationalError as error:
             if "decode" not in str(error):
                 raise
         # A flipped bit in a text column: read it anyway, its checksum will tell which one it was.
         with self.lenient():
-            return self._page(lane, after, now)
+            return self._page(lane, after, now, PAGE_ROWS)
 
-    def _page(self, lane: Lane, after: int, now: float) -> Page:
+    def _readable_page(self, lane: Lane, after: int, now: float) -> Page:
+        """Read as :meth:`page` does, leaving out what cannot be read; takes some dozens of attempts at most."""
+        limit = PAGE_ROWS
+        while limit:
+            # Up to the damaged part: fewer and fewer.
+            if (page := self._attempt(lane, after, now, limit)) is not None:
+                return page
+            limit //= 2
+        next_number = self.counter.next_event if lane is Lane.EVENT else self.counter.next_state
+        end = first_seq(lane) + next_number
+        # Behind it: the first number after which there is something to be had, found by doubling and halving the step.
+        bad, step = after, 1
+        while (found := self._attempt(lane, after + step, now, 1)) is None:
+            bad = after + step
+            step *= 2
+            if after + step >= end:
+                return Page([], max(after, end - 1), True, [])
+        good = after + step
+        while good - bad > 1:
+            middle = (bad + good) // 2
+            if (page := self._attempt(lane, middle, now, 1)) is None:
+                bad = middle
+            else:
+                good, found = middle, page
+        return found
+
+    def _attempt(self, lane: Lane, after: int, now: float, limit: int) -> Page | None:
+        """Return a page, or None if it cannot be read or leads nowhere."""
+        try:
+            with self.lenient():
+                page = self._page(lane, after, now, limit)
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in TORN:
+                raise
+            return None
+        return page if page.complete or page.last > after else None
+
+    def _page(self, lane: Lane, after: int, now: float, limit: int) -> Page:
         rows = self.db.execute(
             f"SELECT {_COLUMNS} FROM entry WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
-            (after, first_seq(lane + 1), PAGE_ROWS),
+            (after, first_seq(lane + 1), limit),
         )
         entries: list[Entry] = []
         damaged: list[int] = []
         size, last, read, full = 0, after, 0, False
         for row in rows:
             read += 1
+            if row[0] <= last:
+                continue  # in a damaged database anything may come
             last = row[0]
             entry = _entry(row)
             if entry is None:
@@ -214,8 +267,9 @@ class Books:
                 full = True
                 break
         rows.close()
-        gone = [each for seq in damaged for each in self.bury(seq, "damaged", now)]
-        return Page(entries, last, not full and read < PAGE_ROWS, gone)
+        # In a damaged database to bury them might fail half-way.
+        gone = [] if self.damaged else [each for seq in damaged for each in self.bury(seq, "damaged", now)]
+        return Page(entries, last, not full and read < limit, gone)
 
     def bury(self, seq: int, reason: str, now: float) -> list[Gone]:
         """Make a dead letter of an entry, and of nothing when it is not there any more."""

@@ -24,6 +24,8 @@ class Spool:
     :param reactor: for time, and, unless ``durability`` is ``memory``, for threads.
     :param wall: seconds since the epoch.
     :param executor: does what may block; None: one thread, or for ``memory`` none at all.
+    :ivar trouble: what is wrong with the disk or the database, for operators; empty when all is well. The next success
+        ends it, but for damage, which ends when the spool is closed. May be read from any thread.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Spool:
         if executor is None:
             in_memory = settings.durability == "memory"
             executor = InlineExecutor(reactor) if in_memory else ThreadExecutor(cast(IReactorFromThreads, reactor))
+        self.trouble = ""
         self.outbox = Outbox(settings, wall)
         self.inbox = Inbox(settings, wall, self.outbox)
         self._store = Store(Writer(settings, wall), executor, reactor, self._after_batch)
@@ -82,8 +85,10 @@ class Spool:
     async def _close(self) -> None:
         await self._store.close()
         self.outbox.stop()
+        self.trouble = ""
         self._opened = None
 
     def _after_batch(self, outcome: Outcome) -> None:
+        self.trouble = outcome.trouble
         self.inbox.after_batch(outcome)
         self.outbox.after_batch(outcome)

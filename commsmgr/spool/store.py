@@ -29,7 +29,10 @@ MAX_BYTES: Final = 1 << 20
 """A batch ends at this many jobs or bytes, so that the log stays small and nobody waits long."""
 
 RETRY_AFTER: Final = 1.0
-"""Seconds after which persistent jobs are tried again when nothing else makes the writer try."""
+"""Seconds after which persistent jobs are tried again when nothing else makes the writer try; doubled each time."""
+
+RETRY_LONGEST: Final = 60.0
+"""Seconds that they wait at most."""
 
 
 class Job:
@@ -38,7 +41,9 @@ class Job:
 
     :ivar size: bytes of bodies that it writes.
     :ivar essential: whether it is done although the disk is nearly full.
-    :ivar persistent: whether it is tried again, before all later jobs, when the disk fails.
+    :ivar persistent: whether it is tried again, before all later jobs, when the disk fails. When the database is
+        damaged later jobs go first, for they may well be done; nothing depends on the order but for speed, as the
+        outbox withholds what it has receipts for.
     """
 
     __slots__ = ("done",)
@@ -84,7 +89,9 @@ class Store:
         self._state = _State.CLOSED
         self._jobs: deque[Job] = deque()
         self._busy = False
+        self._parked: list[Job] = []
         self._retry: IDelayedCall | None = None
+        self._wait = 0.0
         self._drained: Deferred[None] | None = None
 
     async def open(self) -> str | None:
@@ -105,6 +112,7 @@ class Store:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        self._unpark()
         if not self._busy:
             self._next()
         if self._busy:
@@ -152,15 +160,22 @@ class Store:
                 again.append(job)
             else:
                 pairs.append((job, result))
-        self._jobs.extendleft(reversed(again))
+        if outcome.damaged:
+            # Together with others they would make the writer do those one by one, at a commit each, every time.
+            self._parked += again
+        else:
+            self._jobs.extendleft(reversed(again))
+        if not again and not self._parked:
+            self._wait = 0.0
         self._busy = False
         if outcome.checkpoint:
             # In the same thread, ahead of the next batch, and after the outcome was told.
             self._executor(self._writer.checkpoint)
-        if len(self._jobs) > len(again):
+        if len(self._jobs) > (0 if outcome.damaged else len(again)):
             self._next()
-        elif again and self._retry is None:
-            self._retry = self._reactor.callLater(RETRY_AFTER, self._try_again)
+        if (self._parked or (again and not self._busy)) and self._retry is None:
+            self._wait = min(max(2 * self._wait, RETRY_AFTER), RETRY_LONGEST)
+            self._retry = self._reactor.callLater(self._wait, self._try_again)
         settled = [(job, job.settled(result)) for job, result in pairs]
         self._after_batch(outcome)
         for job, result in settled:
@@ -175,5 +190,10 @@ class Store:
 
     def _try_again(self) -> None:
         self._retry = None
+        self._unpark()
         if not self._busy:
             self._next()
+
+    def _unpark(self) -> None:
+        self._jobs.extend(self._parked)
+        self._parked.clear()

@@ -22,6 +22,9 @@ What goes wrong without a crash:
   the next recovery. The connection is closed and opened again, which recovers; then the number of the last commit,
   which is kept in the database, says whether the batch is in. If not, it is tried once more. If even that fails, its
   jobs fail with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
+* The database is damaged, and still is when opened anew: the jobs are done one by one, so that only those fail that touch
+  the damaged part. From then on pages leave out what cannot be read, and the spool stays in trouble until it is opened
+  anew.
 """
 
 from __future__ import annotations
@@ -34,14 +37,16 @@ from typing import Any, Final, Protocol
 
 from msgspec import Struct
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from commsmgr import config
 from commsmgr.errors import CommsError, SpoolError, SpoolWriteFailed
 from commsmgr.spool import ballast, files
 from commsmgr.spool.ballast import Ballast
-from commsmgr.spool.books import Books, Counter
+from commsmgr.spool.books import TORN, Books, Counter
 from commsmgr.spool.executor import failure
 from commsmgr.spool.schema import NewerVersion, prepare
+from commsmgr.spool.trouble import Trouble
 
 CHECKPOINT_BYTES: Final = 4 << 20
 """The log is folded into the database when about this much was written to it, after the outcome was told."""
@@ -63,7 +68,6 @@ _DISK_TROUBLE: Final = frozenset(
         sqlite3.SQLITE_PERM,
     )
 )
-_TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 
 
 class Work(Protocol):
@@ -83,6 +87,8 @@ class Outcome(Struct, frozen=True):
     :ivar counter: the totals, None when there is no database to ask.
     :ivar reopened: the database was opened anew: entries may be in it of which nobody was told.
     :ivar checkpoint: it is time for :meth:`Writer.checkpoint`.
+    :ivar trouble: what is wrong with the disk or the database now, for operators; empty when all is well.
+    :ivar damaged: whether the database is damaged.
     """
 
     results: list[Any]
@@ -90,6 +96,8 @@ class Outcome(Struct, frozen=True):
     oldest_event_at: float | None
     reopened: bool
     checkpoint: bool
+    trouble: str = ""
+    damaged: bool = False
 
 
 class Writer:
@@ -105,10 +113,12 @@ class Writer:
         self._in_memory = settings.durability == "memory"
         self._path = ":memory:" if self._in_memory else os.path.join(os.path.abspath(settings.path), files.DATABASE)
         self._ballast = None if self._in_memory else Ballast(os.path.dirname(self._path))
+        self._trouble = Trouble(os.path.dirname(self._path), wall)
         self._lock: int | None = None
         self._books: Books | None = None
         self._attempted: int | None = None
         self._reopened = False
+        self._tight = False
         self._written = 0
 
     # -- opening and closing
@@ -121,6 +131,7 @@ class Writer:
         :raise SpoolLocked: another process has it.
         :raise SpoolWriteFailed: the disk does not let us.
         """
+        self._trouble = Trouble(os.path.dirname(self._path), self._wall)
         if self._in_memory:
             self._books = self._connect()
             return None
@@ -149,7 +160,7 @@ class Writer:
             aside = self._set_aside("newer")
             self._open()
         except sqlite3.DatabaseError as error:
-            if _code(error) not in _TORN:
+            if _code(error) not in TORN:
                 raise
             self._disconnect()
             aside = self._set_aside("damaged")
@@ -187,6 +198,7 @@ class Writer:
                 max_dead_letters=self._settings.max_dead_letters,
                 max_dead_bytes=quarter,
                 max_remembered=quarter,
+                damaged=self._trouble.damaged,
             )
         except BaseException:
             with suppress(sqlite3.Error):
@@ -213,21 +225,51 @@ class Writer:
         results = self._run(jobs)
         reopened, self._reopened = self._reopened, False
         counter, oldest = None, None
-        try:
-            if self._books is not None:
-                counter, oldest = self._books.snapshot(), self._books.oldest_event_at()
-        except sqlite3.Error:
-            counter = None
-        return Outcome(results, counter, oldest, reopened, self._written >= CHECKPOINT_BYTES)
+        if self._books is not None:
+            counter = self._books.snapshot()
+            with suppress(sqlite3.Error):  # it may be in a damaged part
+                oldest = self._books.oldest_event_at()
+        failed = next((each.value for each in results if _is_refused(each)), None)
+        if failed is not None:
+            self._trouble.failed(failed.fact)
+        elif self._tight:
+            self._trouble.failed("the disk is full; what could wait is refused until there is room")
+        else:
+            self._trouble.succeeded()
+        return Outcome(
+            results,
+            counter,
+            oldest,
+            reopened,
+            self._written >= CHECKPOINT_BYTES,
+            self._trouble.text,
+            self._trouble.damaged,
+        )
 
     def _run(self, jobs: Sequence[Work]) -> list[Any]:
         try:
             return self._with_recovery(jobs)
         except Exception as error:
+            if _is_torn(error):
+                self._trouble.found_damage(str(error))
+                if self._books is not None:
+                    self._books.damaged = True
+                    return [self._alone(job) for job in jobs]
             if len(jobs) == 1 or _is_trouble(error):
                 return [failure(_typed(error))] * len(jobs)
         # One of the jobs cannot be done at all. Done one by one, it fails alone.
         return [self._run([job])[0] for job in jobs]
+
+    def _alone(self, job: Work) -> Any:
+        """Do ``job`` in a transaction of its own, and on this connection: it was opened anew, and that did not help."""
+        results: list[Any] = []
+        try:
+            self._transaction([job], results)
+            return results[0]
+        except Exception as error:
+            if _is_trouble(error) and not _is_torn(error):
+                self._disconnect()  # whether it is in the database only the next recovery tells
+            return failure(_typed(error))
 
     def _with_recovery(self, jobs: Sequence[Work]) -> list[Any]:
         results: list[Any] = []
@@ -237,10 +279,15 @@ class Writer:
         except sqlite3.Error as error:
             if self._in_memory or not _is_trouble(error):
                 raise
+            if self._trouble.worth_a_line():
+                self.log.warn(
+                    "The spool could not be read or written ({reason}); trying again.",
+                    event="spool.write-failed",
+                    reason=str(error),
+                )
+            if self._trouble.damaged and _is_torn(error):
+                raise
             trouble = error
-        self.log.warn(
-            "The spool could not be written ({reason}); trying again.", event="spool.write-failed", reason=str(trouble)
-        )
         if _code(trouble) == sqlite3.SQLITE_FULL:
             self._make_room()
         elif self._recovered():
@@ -256,7 +303,7 @@ class Writer:
             self._reopened = True
         books = self._books
         db = books.db
-        tight = self._ballast is not None and not self._ballast.restore()
+        self._tight = tight = self._ballast is not None and not self._ballast.restore()
         changes = db.total_changes
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -272,7 +319,8 @@ class Writer:
             changed = db.total_changes - changes
             if changed:
                 self._attempted = books.write_counter()
-            db.execute("COMMIT")
+            # Once a read has met damage SQLite commits this transaction no more, though there be nothing to commit.
+            db.execute("COMMIT" if changed or not books.damaged else "ROLLBACK")
         except BaseException:
             with suppress(sqlite3.Error):
                 if db.in_transaction:
@@ -325,6 +373,16 @@ class Writer:
 def _is_trouble(error: Exception) -> bool:
     """Say whether the disk is to blame, and not what was to be written."""
     return isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and _code(error) in _DISK_TROUBLE)
+
+
+def _is_torn(error: Exception) -> bool:
+    """Say whether the database is damaged."""
+    return isinstance(error, sqlite3.Error) and _code(error) in TORN
+
+
+def _is_refused(result: Any) -> bool:
+    """Say whether a job's result is that the disk did not let it be done."""
+    return isinstance(result, Failure) and isinstance(result.value, SpoolWriteFailed)
 
 
 def _typed(error: Exception) -> SpoolError:

@@ -1,0 +1,68 @@
+"""What is wrong with the spool's disk or database now, as a sentence for operators, and how often to say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+LONGEST: Final = 60.0
+"""Seconds between two log lines about one trouble, at most; the first two are a second apart."""
+
+
+class Trouble:
+    """
+    Belongs to the writer. Damage stays until the spool is opened anew: a commit elsewhere in the file heals nothing.
+
+    :param directory: the spool's, for the advice.
+    :param wall: seconds since the epoch.
+    :ivar text: empty when all is well.
+    :ivar damaged: whether the database was found damaged.
+    """
+
+    def __init__(self, directory: str, wall: Callable[[], float]) -> None:
+        self._directory = directory
+        self._wall = wall
+        self._good_at = wall()
+        self._logged_at = 0.0
+        self._pause = 0.0
+        self.text = ""
+        self.damaged = False
+
+    def failed(self, reason: str) -> None:
+        """The last batch was not done, or not all of it."""
+        if not self.damaged:
+            self.text = f"the spool in {self._directory} has failed: {reason}; all was well at {_at(self._good_at)}"
+
+    def found_damage(self, reason: str) -> None:
+        """Reading or writing fails because of what is in the file."""
+        if not self.damaged:
+            self.damaged = True
+            self.text = (
+                f"the spool's database is damaged: {reason}; all was well at {_at(self._good_at)}; what is in the"
+                f" damaged part is not delivered; stop the agent, move the directory {self._directory} aside and start"
+                " it again; most of the rows in it can be read with sqlite3"
+            )
+
+    def succeeded(self) -> None:
+        """The last batch was done."""
+        self._good_at = self._wall()
+        if not self.damaged:
+            self.text = ""
+            self._pause = 0.0
+
+    def worth_a_line(self) -> bool:
+        """Say whether to log that it fails: at once, and then ever more rarely."""
+        now = self._wall()
+        if 0 <= now - self._logged_at < self._pause:
+            return False
+        self._logged_at = now
+        self._pause = min(max(2 * self._pause, 1.0), LONGEST)
+        return True
+
+
+def _at(timestamp: float) -> str:
+    try:
+        return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):
+        return f"{timestamp} s"
