@@ -228,7 +228,7 @@ class Foreground(ProcessTestCase):
             await pause(0.02)
 
     async def test_json_and_levels(self) -> None:
-        """As JSON each line is an object, with ``--log-level=debug`` more; SIGUSR1 is harmless; SIGINT is as SIGTERM."""
+        """In JSON each line is an object, with ``debug`` more; SIGUSR1 is harmless, SIGINT is as SIGTERM."""
         url = await self.backend_here()
         agent = self.agent(self.configuration(url, observe={"log_format": "json"}), "--log-level=debug")
         await agent.line('"event": "link.registered"')
