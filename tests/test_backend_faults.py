@@ -202,6 +202,8 @@ class HTTPFaultTests(BackendTestCase):
         backend = await self.start()
         backend.faults.inject("hang", count=1)
         waiting = Deferred.fromCoroutine(self.post("/heartbeat", BEAT))
+        while backend.faults.active:  # else the second request may be the one that it strikes
+            await self.pause(0)
         self.assertEqual(200, (await self.post("/heartbeat", BEAT)).status)
         self.assertNoResult(waiting)
         backend.faults.inject("drop", transport="http")
