@@ -38,10 +38,12 @@ from commsmgr.errors import (
 )
 from commsmgr.manager import Manager
 from commsmgr.messages import Command, Push, Result
+from commsmgr.observe.health import ready
 from commsmgr.observe.metrics import Metrics
 from commsmgr.redact import Redactor
 from commsmgr.session.conversation import SettingsArrived
 from commsmgr.spool import Spool
+from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.files import DATABASE
 from commsmgr.status import Waiting
 from commsmgr.transport.endpoint import TLSFacts
@@ -398,6 +400,18 @@ class Wiring(WorldTestCase):
         manager.startService()
         await manager.started()
         self.assertIn("was set aside as", manager.status().problems[0])
+        self.events.clear()
+
+    async def test_spool_in_trouble(self) -> None:
+        """A spool that fails while running is a problem that an operator sees, and the manager is not ready."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+        self.patch(Ballast, "restore", lambda ballast: False)
+        manager.startService()
+        await manager.started()
+        status = manager.status()
+        self.assertIn("the disk is full", status.queue.trouble)
+        self.assertIn(status.queue.trouble, status.problems)
+        self.assertFalse(ready(status))
         self.events.clear()
 
     def test_refused_tokens(self) -> None:

@@ -22,9 +22,9 @@ What goes wrong without a crash:
   the next recovery. The connection is closed and opened again, which recovers; then the number of the last commit,
   which is kept in the database, says whether the batch is in. If not, it is tried once more. If even that fails, its
   jobs fail with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
-* The database is damaged, and still is when opened anew: the jobs are done one by one, so that only those fail that touch
-  the damaged part. From then on pages leave out what cannot be read, and the spool stays in trouble until it is opened
-  anew.
+* The database is damaged, and still is when opened anew: the jobs are done one by one, so that only those fail that
+  touch the damaged part. From then on pages leave out what cannot be read, and the spool stays in trouble until it is
+  opened anew.
 """
 
 from __future__ import annotations
