@@ -45,7 +45,7 @@ class Line:
     One backend: its breaker, and the two transports to it.
 
     :ivar last_receipt: when it last proved that it takes what is sent, in seconds since the epoch; 0 for never.
-    :ivar reachable: whether the last exchange with it went well.
+    :ivar http_works: whether the last HTTP exchange with it went well; a WebSocket says for itself how it is.
     :ivar left_at: when its WebSocket was last given up for another backend's, by the reactor's clock.
     :ivar afresh_at: when its WebSocket last began afresh because HTTP had proven the backend, by the same clock.
     """
@@ -56,7 +56,7 @@ class Line:
     http: HTTPClient
     link: Link
     last_receipt: float = 0.0
-    reachable: bool = False
+    http_works: bool = False
     left_at: float | None = None
     afresh_at: float | None = None
 
@@ -134,7 +134,7 @@ class Backends:
         :param works: whether the outcome speaks for the backend.
         :param receipt_at: when it took what was sent, in seconds since the epoch; None when it did not.
         """
-        line.reachable = works
+        line.http_works = works
         if works:
             line.breaker.succeeded()
         else:
@@ -149,7 +149,6 @@ class Backends:
         for line in self.lines:
             if line.name == name:
                 line.last_receipt = at
-                line.reachable = True
 
     def _breaker_changed(self, line: Line, state: str) -> None:
         self._metrics.breaker(line.name, state)
@@ -167,7 +166,6 @@ class Backends:
             self._turn_to(line, proven=True)
 
     def _link_failed(self, line: Line) -> None:
-        line.reachable = False
         if line is not self.active or not self._works_not(line):
             return
         line.left_at = self._clock.seconds()

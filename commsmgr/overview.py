@@ -37,10 +37,11 @@ class Overview:
         """Say how things stand."""
         lines = self._backends.lines
         connected = any(isinstance(line.link.state, Registered) for line in lines)
+        http_works = any(line.http_works for line in lines)
         return Status(
             running=self.running,
-            connected=connected or (not self._config.websocket.enabled and any(line.reachable for line in lines)),
-            reachable=connected or any(line.reachable for line in lines),
+            connected=connected or (not self._config.websocket.enabled and http_works),
+            reachable=connected or http_works,
             machine_id=self._machine_id,
             version=self._environment.version,
             backends=tuple(

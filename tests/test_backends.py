@@ -66,22 +66,20 @@ class StartTests(_BackendsTests):
     def test_receipt(self) -> None:
         """A receipt is noted at its backend only, and shown."""
         self.backends.receipt("two", 7.0)
-        self.assertEqual(
-            [(line.last_receipt, line.reachable) for line in self.house.lines], [(0.0, False), (7.0, True)]
-        )
+        self.assertEqual([line.last_receipt for line in self.house.lines], [0.0, 7.0])
         self.assertEqual(self.house.count("seconds_since_receipt", backend="two"), 0.0)
 
-    def test_reachable(self) -> None:
-        """Each exchange and each failure of the link says whether the backend can be reached; a receipt is a 2xx."""
+    def test_http_works(self) -> None:
+        """The last exchange says whether HTTP works, whatever becomes of the WebSocket; a receipt is a 2xx."""
         line = self.lines["one"]
         self.answer("one", proof=False)
-        self.assertEqual((line.reachable, line.last_receipt), (True, 0.0))
+        self.assertEqual((line.http_works, line.last_receipt), (True, 0.0))
         self.links["one"].fail()
-        self.assertFalse(line.reachable)
+        self.assertTrue(line.http_works)
         self.answer("one")
-        self.assertEqual((line.reachable, line.last_receipt), (True, 7.0))
+        self.assertEqual((line.http_works, line.last_receipt), (True, 7.0))
         self.answer("one", works=False)
-        self.assertFalse(line.reachable)
+        self.assertFalse(line.http_works)
 
     def test_breaker_states_are_shown(self) -> None:
         """The metrics know each change of a breaker."""
@@ -178,7 +176,6 @@ class AwayTests(_BackendsTests):
         """What a link that is being left still reports moves nothing."""
         self.links["two"].fail(5)
         self.assertEqual((self.active, self.house.take()), ("one", []))
-        self.assertFalse(self.lines["two"].reachable)
 
     def test_a_single_backend(self) -> None:
         """With nowhere to go the link stays, and keeps its own pace."""

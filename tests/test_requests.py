@@ -67,7 +67,7 @@ class AttemptTests(_RequestTests):
         self.assertEqual(call.headers, {"X-A": "1", "Idempotency-Key": "k1"})
         self.assertEqual(call.timeout, self.house.config.http.timeout)
         line = self.house.lines[0]
-        self.assertEqual((line.reachable, line.last_receipt), (True, self.clock.seconds()))
+        self.assertEqual((line.http_works, line.last_receipt), (True, self.clock.seconds()))
 
     def test_no_key(self) -> None:
         """Without a key there is no such field, and what the caller passed is not changed."""
@@ -83,7 +83,7 @@ class AttemptTests(_RequestTests):
             self.http.script = [answer(status, body=b"y" * 5000)]
             error = self.error(self.send(), HTTPStatusError)
             self.assertEqual((error.status, len(error.body), len(self.http.calls)), (status, 1024, 1))
-            self.assertTrue(self.house.lines[0].reachable)
+            self.assertTrue(self.house.lines[0].http_works)
         self.assertEqual(self.house.breaker.state, "closed")
 
     def test_retried(self) -> None:
@@ -97,7 +97,7 @@ class AttemptTests(_RequestTests):
         self.assertEqual(len(self.http.calls), 4)
         for wait, bound in zip(self.waits, (1, 2, 4), strict=True):
             self.assertTrue(0 <= wait <= bound, wait)
-        self.assertFalse(self.house.lines[0].reachable)
+        self.assertFalse(self.house.lines[0].http_works)
 
     def test_attempts(self) -> None:
         """The caller may ask for fewer attempts; the last error is the result."""
@@ -113,7 +113,7 @@ class AttemptTests(_RequestTests):
         waiting = self.send()
         pass_time(self.clock, 60)
         self.assertEqual(self.successResultOf(waiting).status, 200)
-        self.assertTrue(self.house.lines[0].reachable)
+        self.assertTrue(self.house.lines[0].http_works)
 
     def test_retry_after(self) -> None:
         """Retry-After is the least wait, within its cap; the jitter comes on top."""
@@ -131,7 +131,7 @@ class AttemptTests(_RequestTests):
         self.assertEqual(self.successResultOf(self.send()).status, 200)
         error = self.error(self.send(check=not_html, attempts=1), PeerViolation)
         self.assertIn("web page", error.fact)
-        self.assertFalse(self.house.lines[0].reachable)
+        self.assertFalse(self.house.lines[0].http_works)
         self.http.default = 200
         self.successResultOf(self.send(check=not_html))
 
