@@ -113,7 +113,7 @@ class Crash(ProcessTestCase):
         self.assertEqual({}, {one: found for one, found in results.items() if len(found) > 1}, "more than one result")
         # Not all of them: of one that was stored when the agent was killed, the result may come before any receipt.
         self.assertEqual(set(), acked - set(sent))
-        self.assertGreater(len(acked), 100)
+        self.assertGreater(len(acked), 20, "hardly anything was under way: this shows nothing")
 
         runs: dict[str, list[str]] = defaultdict(list)
         accepted: set[str] = set()
@@ -135,6 +135,6 @@ class Crash(ProcessTestCase):
                 self.assertIn(result.status, ("success", "interrupted"))
             self.assertTrue(runs[command] or result.status == "interrupted", "a success that never ran")
         statuses = Counter(result.status for (result,) in results.values())
-        self.assertGreater(statuses["success"], 100)
+        self.assertGreater(statuses["success"], 20, statuses)
         # Had nothing been under way when the agent was killed, this test would show nothing.
         self.assertGreater(statuses["interrupted"], 0)
