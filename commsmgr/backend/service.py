@@ -255,7 +255,10 @@ class ReferenceBackend(Service):
         """The port that it listens on."""
         if self._now is None and self._port == 0:
             raise NotRunning("the backend has no port yet")
-        return self._now.port.getHost().port if self._now is not None else self._port  # type: ignore[attr-defined]
+        if self._now is None:
+            return self._port
+        address: Any = self._now.port.getHost()
+        return int(address.port)
 
     # -- commands and results ---------------------------------------------------------------------------------------
 
