@@ -24,10 +24,10 @@ from commsmgr.channel import CommandChannel
 from commsmgr.config import Backend
 from commsmgr.delivery import Delivery
 from commsmgr.environment import Environment, NotedToken
-from commsmgr.errors import CommsError
 from commsmgr.ids import IdSource
 from commsmgr.intake import Intake
 from commsmgr.link import Link
+from commsmgr.losses import LossReports
 from commsmgr.machine import machine_id
 from commsmgr.messages import FromBackend, HeartbeatAnswer, Push
 from commsmgr.observe.metrics import Metrics
@@ -44,12 +44,11 @@ from commsmgr.schedules import Periodic
 from commsmgr.service import OrderedService, Step
 from commsmgr.session.conversation import Conversation, SettingsArrived
 from commsmgr.session.wire import Decoder
-from commsmgr.spool import Opened, Spool
+from commsmgr.spool import PatientOpening, Spool
 from commsmgr.transport.endpoint import Dialer, TLSFacts
 from commsmgr.transport.http import HTTPClient
 from commsmgr.transport.websocket import native_acceleration_active
 from commsmgr.urls import Target, backend_name, http_target, websocket_target
-from commsmgr.waiters import Waiters
 
 T = TypeVar("T")
 
@@ -70,14 +69,14 @@ class Run:
         self._environment = env = environment
         self._config = config = env.config
         self._on_connected = on_connected
-        self._open_waiters: Waiters[None] = Waiters()
         reactor = env.reactor
         self.new_id = IdSource(env.wall, env.random)
         self._identity = Identity(machine_id(config.machine_id), socket.gethostname(), env.version)
         provider = env.token or credentials.from_config(config.auth, os.environ)
         self.metrics = Metrics(env.registry, seconds=env.wall)
         self._token = NotedToken(provider, env.redactor, self.metrics)
-        self.spool = Spool(config.spool, reactor=reactor, wall=env.wall)
+        self.spool = Spool(config.spool, reactor=reactor, wall=env.wall, executor=env.executor)
+        self.opening = PatientOpening(self.spool, reactor)
         self.channel = CommandChannel(self.spool.inbox.offered)
         self.reporting = Reporting(
             self.spool,
@@ -96,6 +95,8 @@ class Run:
             say=lambda result: self.reporting.aside(self.reporting.say(result), result),
             clock=reactor,
         )
+        self.losses = LossReports(self.spool.losses, config, new_id=self.new_id, clock=reactor, metrics=self.metrics)
+        self.spool.on_resurfaced = self.intake.recover
         self._decoder: Decoder[FromBackend] = Decoder(
             FromBackend, max_bytes=config.websocket.max_message_bytes, max_depth=config.websocket.max_depth
         )
@@ -110,6 +111,8 @@ class Run:
             command=self.intake.arrived,
             pushed=self._pushed,
             settings=self._settings_arrived,
+            losses_acked=self.losses.acked,
+            losses_refused=self.losses.refused,
         )
         self.backends = Backends(
             [self._line(backend, events) for backend in config.backends],
@@ -210,6 +213,7 @@ class Run:
             activity=lambda: (len(self.channel), 0 if self.runner is None else self.runner.running),
             last_inventory=lambda: self.inventories.last_accepted,
             on_command=self.intake.arrived,
+            losses=self.losses,
             metrics=self.metrics,
         )
 
@@ -269,12 +273,14 @@ class Run:
     async def when_open(self, call: Callable[[Run], Any]) -> Any:
         """Do ``call`` as soon as the spool is open: a manager that has just been started already takes messages."""
         if not self.overview.running:
-            await self._open_waiters.wait()
+            await self.opening.wait()
         return await call(self)
 
-    def not_open(self, error: CommsError) -> None:
-        """The spool will not be opened, or not again: nobody need wait for it."""
-        self._open_waiters.fail(error)
+    def stop(self) -> Deferred[None]:
+        """Stop all parts in order; a start that waits for the spool's disk gives up."""
+        stopped = self.service.stopService()
+        self.opening.stop()
+        return stopped
 
     async def beat(self, status: str = "online", *, deadline: float | None = None) -> HeartbeatAnswer:
         """Send a heartbeat; without WebSockets its answer is what shows that there is a backend."""
@@ -302,15 +308,15 @@ class Run:
             self._dialer.check()
 
     async def _open_spool(self) -> None:
-        opened: Opened = await self.spool.open()
-        if not self.service.running:
+        opened = await self.opening.open()
+        if opened is None or not self.service.running:
             # Stopped meanwhile, on a disk that hung perhaps so long ago that nobody waits for the spool any more.
             await self.spool.close()
             return
-        self.overview.set_aside = opened.set_aside
+        self.overview.opened = opened
         self.overview.running = True
         self.intake.recover(opened)
-        self._open_waiters.fire(None)
+        self.opening.let_in()
 
     async def _close_spool(self, _: float) -> None:
         self.overview.running = False
@@ -320,10 +326,12 @@ class Run:
     def _link_registered(self, link: OpenLink) -> None:
         self.backends.receipt(link.backend, self._environment.wall())
         self.delivery.link_registered(link)
+        self.losses.link_registered(link)
         self._on_connected()
 
     def _link_ended(self, link: OpenLink) -> None:
         self.delivery.link_ended(link)
+        self.losses.link_ended(link)
         self._heartbeat.set_interval(None)
         self._inventory.set_interval(None)
 

@@ -207,6 +207,18 @@ class Delivery:
             self._paused_until = max(self._paused_until, now + wait)
             self._paused_by = link.backend
             self._metrics.message("command_result", "out", "deferred")
+            suppressed = self._burst.allow("deferred")
+            if suppressed is not None:
+                self.log.warn(
+                    "{backend} does not take {message_id} now ({reason}); it goes again in {wait:.1f} s"
+                    " ({suppressed} more before)",
+                    event="delivery.deferred",
+                    backend=link.backend,
+                    message_id=refusal.id,
+                    reason=f"{refusal.code} {refusal.message}"[:200],
+                    wait=wait,
+                    suppressed=suppressed,
+                )
         self._wake(Lane.EVENT)
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from commsmgr.config import Config
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.observe.metrics import Metrics
 from commsmgr.redact import Redactor
+from commsmgr.spool import Executor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Environment:
     redactor: Redactor
     wall: Callable[[], float]
     random: Random
+    executor: Executor | None
 
     @property
     def version(self) -> str:

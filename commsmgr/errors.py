@@ -12,6 +12,7 @@ Everything that can go wrong, as one tree.
     ├── SpoolError               the spool cannot keep or give back messages
     │   ├── QueueFull            a bound that the operator set is reached
     │   ├── SpoolLocked          another process has the spool
+    │   ├── SpoolUnusable        spool.path is no place for a spool, or somebody else's
     │   └── SpoolWriteFailed     the disk is full or failing
     ├── TokenError               no usable bearer token could be had
     ├── DeadlineExceeded         the caller's time ran out
@@ -108,6 +109,12 @@ class SpoolLocked(SpoolError):
     """Another process has this spool."""
 
     advice = "one process per spool directory: stop the other one, or set another spool.path"
+
+
+class SpoolUnusable(SpoolError):
+    """The spool's directory cannot be used by this process."""
+
+    advice = "spool.path has to be a directory, or a place for one, that belongs to this process's user"
 
 
 class SpoolWriteFailed(SpoolError):

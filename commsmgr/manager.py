@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from commsmgr import settings
 from commsmgr.assembly import Run
 from commsmgr.channel import CommandChannel
+from commsmgr.clock import steady
 from commsmgr.config import Config
 from commsmgr.environment import Environment
 from commsmgr.errors import CommsError, InvalidMessage, NotRunning, UsageError
@@ -32,6 +33,7 @@ from commsmgr.messages import HeartbeatAnswer, JSONObject, Result
 from commsmgr.overview import idle
 from commsmgr.redact import Redactor
 from commsmgr.reports import encode
+from commsmgr.spool import Executor
 from commsmgr.status import Status
 from commsmgr.transport.http import HTTPResponse
 from commsmgr.waiters import Waiters
@@ -44,7 +46,7 @@ class Manager(MultiService):
     Talks to the backend, so that the agent need not.
 
     :param config: the settings; checked here, so that a mistake shows where it was made.
-    :param reactor: the reactor of the embedding program.
+    :param reactor: the reactor of the embedding program; all but its time is used (:mod:`commsmgr.clock`).
     :param registry: where the metrics go; a registry of its own by default. Two managers need two.
     :param handler: runs commands; without one, read them from :meth:`commands`.
     :param on_push: takes messages of types that commsmgr does not know.
@@ -53,6 +55,7 @@ class Manager(MultiService):
     :param redactor: what the log's observers use, so that they learn of tokens; its own by default.
     :param wall: seconds since the epoch.
     :param random: for jitter and ids.
+    :param executor: does what may block for the spool; a thread of its own by default.
     :raise ConfigError: a setting is wrong; it names the key.
     """
 
@@ -71,12 +74,13 @@ class Manager(MultiService):
         redactor: Redactor | None = None,
         wall: Callable[[], float] = time.time,
         random: Random | None = None,
+        executor: Executor | None = None,
     ) -> None:
         super().__init__()
         self.setName("commsmgr")
         self._environment = Environment(
             config=settings.check(config, token_provider=token is not None),
-            reactor=reactor,
+            reactor=steady(reactor),
             registry=CollectorRegistry() if registry is None else registry,
             handler=handler,
             on_push=on_push,
@@ -85,6 +89,7 @@ class Manager(MultiService):
             redactor=Redactor(config.observe.redact) if redactor is None else redactor,
             wall=wall,
             random=SystemRandom() if random is None else random,
+            executor=executor,
         )
         self._run: Run | None = None
         self._is_stopping = False
@@ -133,7 +138,7 @@ class Manager(MultiService):
             self.log.critical("the manager could not start: {error}", event="manager.start-failed", error=str(error))
         self._failed = error
         if run is not None:
-            run.not_open(error)
+            run.opening.refuse(error)
         self._starting.fail(error)
         self._connected.fail(error)
 
@@ -157,8 +162,8 @@ class Manager(MultiService):
         return waiting
 
     async def _end(self, run: Run) -> None:
-        await run.service.stopService()
-        run.not_open(NotRunning("the manager was stopped"))
+        await run.stop()
+        run.opening.refuse(NotRunning("the manager was stopped"))
         run.service.disownServiceParent()
         self._run = None
         self._is_stopping = False
@@ -174,7 +179,7 @@ class Manager(MultiService):
         :return: fires when the agent is registered with a backend (with ``websocket.enabled = false``: when a backend
             has answered a heartbeat). There is no deadline: attempts go on until :meth:`disconnect`. Cancelling stops
             the waiting, not the attempts.
-        :raise SpoolError: the spool cannot be opened.
+        :raise SpoolError: the spool cannot be opened, and waiting cannot help; a full disk is waited for.
         :raise ConfigError: a file or address that the configuration names cannot be used.
         """
         if self.running and self._failed is not None:

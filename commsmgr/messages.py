@@ -39,6 +39,29 @@ class SystemHealth(Struct, frozen=True, kw_only=True):
     status: Literal["healthy", "warning", "critical", "unknown"] = "unknown"
 
 
+class LossRow(Struct, frozen=True, kw_only=True):
+    """
+    How many messages of a kind were given up for one reason, and when the first and the last of them were.
+
+    ``kind`` is ``command_result``, ``inventory`` or another type of message. ``reason`` is ``refused`` (for good, by
+    the backend), ``expired`` (over its own time), ``over-age`` (over the operator's), ``damaged`` (on the disk),
+    ``evicted`` (a dead letter that gave way to newer ones: it was counted before, when it died), or another word.
+    """
+
+    reason: ShortText
+    kind: ShortText
+    count: Annotated[int, Meta(ge=1)]
+    first_at: ShortText
+    last_at: ShortText
+
+
+class LossReport(Struct, frozen=True, kw_only=True):
+    """A loss receipt within a heartbeat; ``id`` and content are those of the ``loss_receipt`` over WebSocket."""
+
+    id: Id
+    losses: Annotated[list[LossRow], Meta(max_length=1000)]
+
+
 class Delivery(Struct, frozen=True, kw_only=True):
     """How delivery stands: what the agent still holds for the backend, and how long it could go on without it."""
 
@@ -47,6 +70,10 @@ class Delivery(Struct, frozen=True, kw_only=True):
     oldest_event_seconds: float = 0.0
     outage_budget_seconds: float | None = None
     """Seconds of outage that the spool can still buffer at the present rate; None while nothing is being produced."""
+    unreported_losses: int = 0
+    """How many messages were given up that no acknowledged loss receipt tells of, those of ``losses`` included."""
+    losses: LossReport | msgspec.UnsetType = msgspec.UNSET
+    """The loss receipt that no backend has acknowledged yet; absent when there is none."""
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):
@@ -85,14 +112,19 @@ class CommandEnvelope(Struct, frozen=True, kw_only=True, tag="command"):
     timestamp: ShortText = ""
 
 
-class HeartbeatAnswer(Struct, frozen=True, kw_only=True):
-    """The answer to a heartbeat; ``commands`` only from a commsmgr.v1 backend while no WebSocket can be had."""
+class HeartbeatAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """
+    The answer to a heartbeat; ``commands`` only from a commsmgr.v1 backend while no WebSocket can be had.
+
+    ``acked_losses``, from a commsmgr.v1 backend only, is the id of the heartbeat's loss receipt, once it is stored.
+    """
 
     status: ShortText = ""
     timestamp: ShortText = ""
     message: ShortText = ""
     commands: Annotated[list[msgspec.Raw], Meta(max_length=1000)] = []
     """Each one a ``command`` envelope; raw, so that a malformed one does not take the others with it."""
+    acked_losses: ShortText = ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,6 +224,25 @@ class ResultEnvelope(Struct, frozen=True, kw_only=True, tag="command_result"):
     data: msgspec.Raw
 
 
+class LossReceiptData(Struct, frozen=True, kw_only=True):
+    """One row for each reason and kind."""
+
+    losses: Annotated[list[LossRow], Meta(max_length=1000)]
+
+
+class LossReceipt(Struct, frozen=True, kw_only=True, tag="loss_receipt"):
+    """
+    commsmgr.v1: messages that the agent has given up since the receipt before this one.
+
+    Acknowledged by its ``id`` like a result. One is outstanding at a time; it is sent again, with the same id and the
+    same content, until it is acknowledged, and a backend that knows the id does nothing else.
+    """
+
+    id: Id
+    timestamp: str
+    data: LossReceiptData
+
+
 class Ping(Struct, frozen=True, kw_only=True, tag="ping"):
     """A question for a pong by message; the agent's own keep-alive is the protocol's ping frame."""
 
@@ -247,7 +298,7 @@ class Settings(Struct, frozen=True, kw_only=True, tag="settings"):
 FromBackend: TypeAlias = RegistrationAck | CommandEnvelope | Ping | Pong | Ack | Nack | Goaway | Settings
 """Every message type that an agent understands over WebSocket; anything else is handed on as a push."""
 
-FromAgent: TypeAlias = Register | ResultEnvelope | Ping | Pong | Ack | Nack
+FromAgent: TypeAlias = Register | ResultEnvelope | LossReceipt | Ping | Pong | Ack | Nack
 """Every message type that a backend understands over WebSocket, save the old form of a result (no type at all)."""
 
 

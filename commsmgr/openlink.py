@@ -5,7 +5,8 @@ Theory of operation. An :class:`OpenLink` lives from the opening of one connecti
 The pure parts decide (:class:`~commsmgr.session.conversation.Conversation` what a message means,
 :class:`~commsmgr.liveness.Liveness` whether the peer lives,
 :class:`~commsmgr.session.barrier.Barrier` what a pong proves, :class:`~commsmgr.session.window.Window` how much may be
-in flight); this module carries their decisions to the connection and the news to the owner.
+in flight, :class:`~commsmgr.answers.Answers` how much a peer is answered that does not read); this module carries
+their decisions to the connection and the news to the owner.
 
 Nothing here is durable. An entry is in the outbox until its receipt has been handed to
 :attr:`LinkEvents.receipts`; a connection that ends before that leaves it there, and the next link sends it again with
@@ -23,9 +24,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from commsmgr import config
+from commsmgr.answers import Answers
 from commsmgr.errors import PeerSilent
 from commsmgr.liveness import Liveness
-from commsmgr.messages import Push
+from commsmgr.messages import LossReport, Push
 from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
 from commsmgr.session.barrier import Barrier
@@ -61,6 +63,8 @@ class LinkEvents:
     :ivar command: a command came.
     :ivar pushed: a message came that is for the embedding agent.
     :ivar settings: the backend sets intervals, for as long as this link lives.
+    :ivar losses_acked: the backend has stored the loss receipt with this id.
+    :ivar losses_refused: the backend did not take it.
     """
 
     registered: Callable[[OpenLink], None]
@@ -70,10 +74,8 @@ class LinkEvents:
     command: Callable[[OpenLink, CommandArrived], None]
     pushed: Callable[[Push], None]
     settings: Callable[[SettingsArrived], None]
-
-
-REPLIES = 256 << 10
-"""Bytes of answers to a peer's questions that are written without a proof that it reads them."""
+    losses_acked: Callable[[str], None]
+    losses_refused: Callable[[Nacked], None]
 
 
 class OpenLink:
@@ -124,9 +126,8 @@ class OpenLink:
             ping=lambda: connection.ping(self._barrier.probe()),
             dead=connection.kill,
         )
-        self._acks: list[str] = []
-        self._replied = 0
-        self._ack_call: IDelayedCall | None = None
+        self._answers = Answers(conversation, clock, send=self._send, ping=self._probe, dead=connection.kill)
+        self._loss_receipt = ""
         self._register_call: IDelayedCall | None = None
         self._drained: Waiters[int] = Waiters()
         self._draining = False
@@ -170,7 +171,7 @@ class OpenLink:
         if seqs is None:
             return
         self._liveness.ponged()
-        self._replied = 0
+        self._answers.pong(payload)
         if seqs:
             self._receipts(self._window.settle_seqs(seqs))
         if not self.v1 and self._barrier.oldest_unanswered is None:
@@ -185,9 +186,9 @@ class OpenLink:
         """
         self._ended = True
         self._liveness.stop()
-        for call in (self._ack_call, self._register_call):
-            if call is not None and call.active():
-                call.cancel()
+        self._answers.stop()
+        if self._register_call is not None and self._register_call.active():
+            self._register_call.cancel()
         lost = self._window.clear()
         self._drained.fire(lost)
         return lost
@@ -238,21 +239,19 @@ class OpenLink:
             quiet = full is None and self._barrier.oldest_unanswered is None
             self._ping(self._barrier.flush() if quiet else full)
 
+    def report_losses(self, report: LossReport) -> None:
+        """Send a loss receipt, beside the window: nothing waits for its answer. Plain: nothing."""
+        if self.v1:
+            self._loss_receipt = report.id
+            self._answers.report_losses(report)
+
     # -----------------------------------------------------------------------------------------------------------------
     # Commands in
 
     def acknowledge(self, command_id: str) -> None:
         """Tell the backend that a command is in the inbox; coalesced per turn of the reactor. Plain: nothing."""
-        if not self.v1 or self._ended:
-            return
-        self._acks.append(command_id)
-        if self._ack_call is None:
-            self._ack_call = self._clock.callLater(0, self._send_acks)
-
-    def _send_acks(self) -> None:
-        self._ack_call = None
-        ids, self._acks = self._acks, []
-        self._send(self._conversation.ack(ids), "ack")
+        if self.v1 and not self._ended:
+            self._answers.acknowledge(command_id)
 
     def refuse(self, command_id: str, code: str, message: str, retry_after: float | None) -> bool:
         """
@@ -262,7 +261,7 @@ class OpenLink:
         """
         if not self.v1 or self._ended:
             return False
-        self._send(self._conversation.nack(command_id, code, message, retry_after), "nack")
+        self._answers.refuse(command_id, code, message, retry_after)
         return True
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -275,9 +274,8 @@ class OpenLink:
         :return: fires with the number of entries that got no receipt, as soon as it is 0 or the connection ends.
         """
         self._draining = True
-        if self._ack_call is not None and self._ack_call.active():
-            self._ack_call.cancel()
-            self._send_acks()
+        if not self._ended:
+            self._answers.flush()
         if self._ended or not len(self._window):
             return succeed(len(self._window))
         return self._drained.wait()
@@ -296,14 +294,16 @@ class OpenLink:
             match event:
                 case Acked(ids):
                     seqs = self._window.settle(ids)
-                    if len(seqs) != len(ids):
+                    if told := self._loss_receipt in ids:
+                        self._events.losses_acked(self._loss_receipt)
+                    if len(seqs) + told != len(ids):
                         self._metrics.message("ack", "in", "stray")
                     if seqs:
                         self._receipts(seqs)
                 case CommandArrived():
                     self._events.command(self, event)
                 case Reply(payload):
-                    self._reply(payload)
+                    self._answers.reply(payload)
                 case Registered():
                     self._register()
                 case Nacked():
@@ -326,6 +326,9 @@ class OpenLink:
         self._on_registered()
 
     def _nacked(self, event: Nacked) -> None:
+        if event.id == self._loss_receipt:
+            self._events.losses_refused(event)
+            return
         seq = self._window.seq_of(event.id)
         if seq is None:
             self._metrics.message("nack", "in", "stray")
@@ -342,21 +345,6 @@ class OpenLink:
         self._liveness.progressed()
         if self._draining and not len(self._window):
             self._drained.fire(0)
-
-    def _reply(self, payload: bytes) -> None:
-        """
-        Answer at once, as long as the peer reads: it makes us write, and its bytes alone do not prove that it reads.
-
-        Beyond :data:`REPLIES` bytes without a pong nothing more is answered until one comes; the ping that asks for it
-        is sent here, unless one is under way.
-        """
-        self._replied += len(payload)
-        if self._replied > REPLIES:
-            self._metrics.message("reply", "out", "dropped")
-            if self._barrier.oldest_unanswered is None:
-                self._ping(self._barrier.probe())
-            return
-        self._send(payload, "reply")
 
     def _invalid(self, reason: str, detail: str) -> None:
         self._metrics.invalid(reason)
@@ -380,3 +368,8 @@ class OpenLink:
     def _ping(self, payload: bytes | None) -> None:
         if payload is not None and self._connection.ping(payload):
             self._liveness.pinged()
+
+    def _probe(self) -> bytes:
+        payload = self._barrier.probe()
+        self._ping(payload)
+        return payload

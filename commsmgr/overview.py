@@ -6,7 +6,7 @@ from commsmgr.backends import Backends
 from commsmgr.environment import Environment
 from commsmgr.errors import CommsError
 from commsmgr.policy.budget import OutageBudget
-from commsmgr.spool import Spool
+from commsmgr.spool import Opened, Spool
 from commsmgr.status import BackendStatus, QueueStatus, Registered, Status
 
 
@@ -16,7 +16,7 @@ class Overview:
 
     :param machine_id: who the agent is to its backends.
     :ivar running: whether the spool is open.
-    :ivar set_aside: the name under which an unreadable spool was put aside, or None.
+    :ivar opened: what was found when the spool was opened, or None.
     """
 
     def __init__(self, environment: Environment, *, backends: Backends, spool: Spool, machine_id: str) -> None:
@@ -27,7 +27,7 @@ class Overview:
         self._machine_id = machine_id
         self._outage = OutageBudget(environment.reactor.seconds)
         self.running = False
-        self.set_aside: str | None = None
+        self.opened: Opened | None = None
 
     def accepted(self, size: int) -> None:
         """An event of ``size`` bytes was accepted: the outage budget depends on how fast they come."""
@@ -62,8 +62,9 @@ class Overview:
 
     def _problems(self, failed: CommsError | None) -> list[str]:
         problems = [] if failed is None else [str(failed)]
-        if self.set_aside is not None:
-            problems.append(f"the spool could not be read and was set aside as {self.set_aside}")
+        if self.opened is not None and self.opened.set_aside is not None:
+            rest = "nothing was taken over" if self.opened.salvaged is None else str(self.opened.salvaged)
+            problems.append(f"the spool could not be used and was set aside as {self.opened.set_aside}: {rest}")
         if self._spool.trouble:
             problems.append(self._spool.trouble)
         active = self._backends.active
@@ -85,6 +86,7 @@ class Overview:
             ),
             open_commands=self._spool.inbox.open_count,
             dropped=stats.dropped.copy(),
+            unreported_losses=self._spool.losses.unreported,
             trouble=self._spool.trouble,
         )
 

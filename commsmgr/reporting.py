@@ -52,7 +52,7 @@ class Reporting:
         self._limit = limit
         self._accepted = accepted
         self._clock = clock
-        self._aside: set[Deferred[object]] = set()
+        self._aside: dict[Deferred[object], None] = {}  # in order, which a set has not
 
     async def report(self, result: Result, *, ttl: float | None = None) -> str:
         """Store a result and close its command; return the message's id. It raises what the spool raises."""
@@ -87,7 +87,7 @@ class Reporting:
         """Do ``storing``, one of the above for ``result``, without anybody waiting; what it raises is logged."""
         deferred: Deferred[object] = Deferred.fromCoroutine(storing)
         if not deferred.called:
-            self._aside.add(deferred)
+            self._aside[deferred] = None
         deferred.addBoth(self._done, deferred).addErrback(self._not_reported, result)
 
     def stop(self) -> None:
@@ -96,7 +96,7 @@ class Reporting:
             deferred.cancel()
 
     def _done(self, outcome: object, deferred: Deferred[object]) -> object:
-        self._aside.discard(deferred)
+        self._aside.pop(deferred, None)
         return outcome
 
     def _encoded(self, result: Result) -> tuple[str, bytes]:

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from commsmgr import config
 from commsmgr.errors import InvalidMessage, PeerViolation
 from commsmgr.interfaces import MachineSource
+from commsmgr.losses import LossReports
 from commsmgr.machine import stable_view
 from commsmgr.messages import (
     CommandEnvelope,
@@ -73,6 +74,7 @@ class Heartbeats:
         activity: Callable[[], tuple[int, int]],
         last_inventory: Callable[[], str],
         on_command: Callable[[Heartbeats, CommandArrived], None],
+        losses: LossReports,
         metrics: Metrics,
     ) -> None:
         self._identity = identity
@@ -87,6 +89,7 @@ class Heartbeats:
         self._activity = activity
         self._last_inventory = last_inventory
         self._on_command = on_command
+        self._losses = losses
         self._metrics = metrics
         self._began = seconds()
         self._acked: list[str] = []
@@ -120,6 +123,8 @@ class Heartbeats:
                 queued_bytes=queue.event_bytes,
                 oldest_event_seconds=0.0 if oldest is None else max(self._wall() - oldest, 0.0),
                 outage_budget_seconds=queue.outage_budget,
+                unreported_losses=queue.unreported_losses,
+                losses=self._losses.outstanding or msgspec.UNSET,
             ),
             acked_commands=acked,
         )
@@ -145,6 +150,7 @@ class Heartbeats:
         )
         answer = _read(response)
         self._take_commands(answer)
+        self._losses.acked(answer.acked_losses)
         return answer
 
     def _take_commands(self, answer: HeartbeatAnswer) -> None:

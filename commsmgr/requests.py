@@ -105,7 +105,7 @@ class Requests:
         self._wall = wall
         self._random = random
         self._budget = RetryBudget(ratio=0.5)
-        self._sending: set[Deferred[HTTPResponse]] = set()
+        self._sending: dict[Deferred[HTTPResponse], None] = {}  # in order, which a set has not
         self._is_stopped = False
 
     def send(
@@ -144,7 +144,7 @@ class Requests:
         ends = None if deadline is None else self._clock.seconds() + deadline
         sending = Deferred.fromCoroutine(self._send(request, max(attempts or self._http.attempts, 1), ends))
         if not sending.called:
-            self._sending.add(sending)
+            self._sending[sending] = None
             sending.addBoth(self._sent, sending)
         return sending
 
@@ -155,7 +155,7 @@ class Requests:
             sending.cancel()
 
     def _sent(self, outcome: HTTPResponse | Failure, sending: Deferred[HTTPResponse]) -> HTTPResponse | Failure:
-        self._sending.discard(sending)
+        self._sending.pop(sending, None)
         if self._is_stopped and isinstance(outcome, Failure) and outcome.check(CancelledError):
             raise NotRunning("the manager was stopped; the request may have arrived")
         return outcome

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from commsmgr.config import Auth, Config
+from commsmgr.config import Auth, Config, Spool
 from commsmgr.errors import ConfigError
 from commsmgr.rules import TOKEN_SOURCES, broken, why
 from commsmgr.shape import Mistake, mismatches, plain
@@ -32,6 +32,7 @@ __all__ = [
     "http_target",
     "listen_address",
     "load",
+    "load_spool",
     "websocket_target",
 ]
 
@@ -46,11 +47,18 @@ def load(path: str, environ: Mapping[str, str]) -> Config:
     :param environ: where ``auth.token_env``, ``COMMSMGR_TOKEN`` and ``COMMSMGR_TOKEN_FILE`` are looked up.
     :raise ConfigError: the file cannot be read or is wrong.
     """
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be read: {why(error)}", source=path) from None
-    return from_toml(text, source=path, environ=environ)
+    return from_toml(_read(path), source=path, environ=environ)
+
+
+def load_spool(path: str) -> Spool:
+    """
+    Read ``[spool]`` alone from the configuration file at ``path``, for those who want neither token nor backend.
+
+    :raise ConfigError: the file cannot be read, or that table is wrong.
+    """
+    raw = _parse(_read(path), path).get("spool", {})
+    _raise_for(list(mismatches(raw, Spool, "spool")), path)
+    return msgspec.convert(raw, Spool)
 
 
 def from_toml(text: str, *, source: str, environ: Mapping[str, str]) -> Config:
@@ -63,10 +71,7 @@ def from_toml(text: str, *, source: str, environ: Mapping[str, str]) -> Config:
     :param source: the name of the file, for messages.
     :raise ConfigError: the text is wrong; ``others`` holds what else is.
     """
-    try:
-        raw = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # an endless number is a plain ValueError
-        raise ConfigError(f"not valid TOML: {error}", source=source) from None
+    raw = _parse(text, source)
     config = _convert(raw, source)
     written = raw.get("auth", {})
     _raise_for([(f"auth.{name}", "is empty") for name in TOKEN_SOURCES if written.get(name) == ""], source)
@@ -91,6 +96,20 @@ def check(
     config = _convert(plain(config), source)
     _raise_for(broken(config, environ, token_provider), source)
     return config
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read: {why(error)}", source=path) from None
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # an endless number is a plain ValueError
+        raise ConfigError(f"not valid TOML: {error}", source=source) from None
 
 
 def _convert(raw: Any, source: str) -> Config:

@@ -70,6 +70,7 @@ class QueueStatus(Struct, frozen=True):
 
     :ivar outage_budget: seconds of outage that can still be buffered, None while nothing is being produced.
     :ivar dropped: how many messages became dead letters since the start, by reason.
+    :ivar unreported_losses: how many losses the backend was not told of yet, across restarts.
     :ivar trouble: what is wrong with the spool's disk or database, for an operator; empty when all is well.
     """
 
@@ -81,6 +82,7 @@ class QueueStatus(Struct, frozen=True):
     outage_budget: float | None = None
     open_commands: int = 0
     dropped: dict[str, int] = {}
+    unreported_losses: int = 0
     trouble: str = ""
 
 

@@ -19,6 +19,7 @@ from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from commsmgr import process, settings
+from commsmgr.clock import steady
 from commsmgr.config import Config
 from commsmgr.errors import ConfigError
 from commsmgr.handlers import BuiltinHandler
@@ -171,13 +172,10 @@ def makeService(options: Options) -> Service:
     """Return the service for ``options``. It is called before twistd forks: nothing is opened before startService."""
     from twisted.internet import reactor
 
-    # Twisted's reactors tell the time by the wall clock. After a step back of that, no timer would fire until it has
-    # caught up: no heartbeat, no keep-alive, no deadline. There are no timers yet, so it can still be changed.
-    reactor.seconds = time.monotonic  # type: ignore[method-assign]  # that is what is meant
     if options["demo"]:
         from commsmgr.demo import make_demo
 
-        demo, observer = make_demo(reactor)
+        demo, observer = make_demo(steady(reactor))
         root = Root(observer, reactor)
         demo.setServiceParent(root)
         return root

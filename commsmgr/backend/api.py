@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from commsmgr.backend.service import ReferenceBackend
 
 _BODY_LIMIT = 1 << 20
+_RECEIPTS = 20
+"""How many loss receipts of an agent are shown."""
 
 
 class _CommandOrder(CommandData, frozen=True, kw_only=True):
@@ -164,6 +166,10 @@ def overview(backend: ReferenceBackend) -> JSONObject:
                 "inventory_at": row.inventory_at,
                 "checksum": row.checksum,
                 "kept_commands": len(backend.ledger.pending(row.machine_id)),
+                "loss_receipts": [
+                    {"at": receipt.at, "transport": receipt.transport, "report": msgspec.Raw(receipt.body)}
+                    for receipt in backend.ledger.loss_receipts(row.machine_id, _RECEIPTS)
+                ],
             }
         )
     return {

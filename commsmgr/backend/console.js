@@ -114,6 +114,20 @@ function healthCell(heartbeat) {
     meter("disk", health.disk_usage_percent));
 }
 
+function lost(receipts) {
+  const counts = new Map(); // kind and reason -> how many
+  let total = 0;
+  for (const { report } of receipts) {
+    for (const { reason, kind, count } of report.losses) {
+      total += count;
+      counts.set(`${kind} ${reason}`, (counts.get(`${kind} ${reason}`) || 0) + count);
+    }
+  }
+  if (!total) return [];
+  const title = Array.from(counts, ([what, count]) => `${count} ${what}`).join("\n");
+  return [element("br"), element("small", { className: "lost", textContent: `${total} lost`, title })];
+}
+
 function agentRow(agent) {
   const heartbeat = agent.heartbeat || {};
   const name = element("td", { title: agent.machine_id }, element("strong", { textContent: agent.machine_id }));
@@ -122,6 +136,7 @@ function agentRow(agent) {
   const queued = heartbeat.delivery && Number.isFinite(heartbeat.delivery.queued_events) ? heartbeat.delivery.queued_events : null;
   const waiting = element("td", {}, `${agent.kept_commands} for it`);
   if (queued !== null) waiting.append(element("br"), element("small", { className: "quiet", textContent: `${queued} at the agent` }));
+  waiting.append(...lost(agent.loss_receipts));
   const connection = element("td", {},
     agent.connected ? pill("connected", "good") : pill(agent.dialect ? "no WebSocket" : "HTTP only", "off"),
     element("br"), element("small", { className: "quiet", textContent: agent.dialect || "dialect unknown" }));
@@ -295,7 +310,7 @@ $("command-form").addEventListener("submit", async (event) => {
 
 const LOOKS = {
   registered: "good", result: "good", acked: "good", disconnected: "warn", refused: "bad", nacked: "bad", fault: "bad",
-  behaving: "good", duplicate: "warn", heartbeat: "off", inventory: "off",
+  behaving: "good", duplicate: "warn", losses: "warn", heartbeat: "off", inventory: "off",
 };
 
 function details(event) {

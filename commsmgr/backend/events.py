@@ -24,6 +24,7 @@ Kind: TypeAlias = Literal[
     "nacked",  # the agent refused the command (commsmgr.v1)
     "result",  # a result was stored
     "duplicate",  # a result came again
+    "losses",  # an agent has told of messages that it had to give up (commsmgr.v1)
     "refused",  # a request, an upgrade or a message was refused; `note` says why
     "message",  # any other message of an agent
     "fault",  # the backend began to misbehave

@@ -25,7 +25,7 @@ from commsmgr.backend.events import EventLog
 from commsmgr.backend.faults import CAPTIVE_PORTAL, Faults, malformed
 from commsmgr.backend.plain import LooseResult, Undecodable, decode
 from commsmgr.backend.switchboard import DIALECT_V1, Switchboard
-from commsmgr.messages import HeartbeatAnswer, Id, InventoryAnswer
+from commsmgr.messages import HeartbeatAnswer, Id, InventoryAnswer, LossReport
 from commsmgr.session.wire import encode
 
 
@@ -88,20 +88,36 @@ class AgentHTTP:
         if not message.machine_id:
             raise Refused(400, "machine_id is missing")
         switchboard, machine_id = self.switchboard, message.machine_id
-        answer = HeartbeatAnswer(status="ok", timestamp=switchboard.timestamp(), message="heartbeat received")
         v1 = self.v1 and message.acked_commands is not None
+        losses = self._losses(message) if v1 else None
         with switchboard.ledger.transaction():
             switchboard.ledger.seen(machine_id, DIALECT_V1 if v1 else "")
             switchboard.ledger.heartbeat(machine_id, body)
             if v1:
                 switchboard.acked(machine_id, message.acked_commands or [], "http")
+                if losses is not None:
+                    switchboard.losses(machine_id, losses, "http")
             switchboard.tell("heartbeat", machine_id=machine_id, transport="http", note=message.status)
-        commands = switchboard.for_heartbeat(machine_id) if v1 else []
-        if commands:
-            return encode(msgspec.structs.replace(answer, commands=commands))
-        plain = msgspec.to_builtins(answer)
-        del plain["commands"]
-        return msgspec.json.encode(plain)
+        return encode(
+            HeartbeatAnswer(
+                status="ok",
+                timestamp=switchboard.timestamp(),
+                message="heartbeat received",
+                commands=switchboard.for_heartbeat(machine_id) if v1 else [],
+                acked_losses=losses.id if losses is not None else "",
+            )
+        )
+
+    def _losses(self, message: _Heartbeat) -> LossReport | None:
+        """Return the loss receipt in a heartbeat, which counts as a heartbeat all the same when that is malformed."""
+        try:
+            delivery: _Delivery = decode(bytes(message.delivery), _Delivery)
+        except Undecodable as error:
+            self.events.emit(
+                "refused", machine_id=message.machine_id or "", transport="http", note=f"losses not understood: {error}"
+            )
+            return None
+        return delivery.losses
 
     def inventory(self, body: bytes) -> bytes:
         """``POST /inventory``."""
@@ -199,6 +215,12 @@ class _Heartbeat(Struct, kw_only=True):
     machine_id: Id | None = None
     status: str = ""
     acked_commands: list[Id] | None = None
+    delivery: msgspec.Raw = msgspec.Raw(b"{}")
+    """Looked into for commsmgr.v1 only: a stranger may mean anything by it."""
+
+
+class _Delivery(Struct, kw_only=True):
+    losses: LossReport | None = None
 
 
 class _Inventory(Struct, kw_only=True):

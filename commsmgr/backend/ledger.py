@@ -15,7 +15,8 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-_SCHEMA = """
+MIGRATIONS = (
+    """
 CREATE TABLE machines (
     machine_id TEXT PRIMARY KEY, dialect TEXT NOT NULL DEFAULT '', seen_at REAL NOT NULL,
     heartbeat BLOB, heartbeat_at REAL NOT NULL DEFAULT 0,
@@ -35,9 +36,16 @@ CREATE INDEX results_by_command ON results (command_id);
 CREATE TABLE answers (
     key TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, status INTEGER NOT NULL, body BLOB NOT NULL, at REAL NOT NULL
 );
-PRAGMA user_version = 1;
-"""
-_VERSION = 1
+""",
+    """
+CREATE TABLE loss_receipts (
+    machine_id TEXT NOT NULL, id TEXT NOT NULL, transport TEXT NOT NULL, body BLOB NOT NULL, at REAL NOT NULL,
+    copies INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (machine_id, id)
+);
+""",
+)
+"""The layout, step by step; a file of an older version is taken further."""
+_VERSION = len(MIGRATIONS)
 _PRUNE_EVERY = 1000
 
 CommandState: TypeAlias = Literal["pending", "taken", "done", "refused"]
@@ -76,6 +84,16 @@ class ResultRow(Struct, frozen=True):
     copies: int
 
 
+class LossReceiptRow(Struct, frozen=True):
+    """One loss receipt: when and by which transport it first came, and how many times altogether."""
+
+    id: str
+    transport: str
+    body: bytes
+    at: float
+    copies: int
+
+
 class Answer(Struct, frozen=True):
     """What an idempotency key was answered with, and the digest of the request that it came with."""
 
@@ -90,8 +108,8 @@ class Ledger:
 
     :param path: of the SQLite file, or ``:memory:``.
     :param wall: seconds since the epoch.
-    :param window: seconds that finished commands, results and idempotency keys are remembered.
-    :raise ValueError: the file belongs to something else or to another version.
+    :param window: seconds that finished commands, results, loss receipts and idempotency keys are remembered.
+    :raise ValueError: the file belongs to something else or to a newer version.
     """
 
     def __init__(self, path: str, wall: Callable[[], float], window: float = 86400.0) -> None:
@@ -105,11 +123,11 @@ class Ledger:
             self._db.execute(f"PRAGMA {pragma}")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if version == 0 and tables == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        elif version != _VERSION:
+        if version > _VERSION or (version == 0 and tables):
             self._db.close()
             raise ValueError(f"{path} was not written by this version of the reference backend: set another path")
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            self._db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
         self.prune()
 
     def close(self) -> None:
@@ -141,8 +159,11 @@ class Ledger:
                 self.prune()
 
     def when_committed(self, announce: Callable[[], None]) -> None:
-        """Call ``announce`` once the transaction that is open is durable; never if it is rolled back."""
-        self._committed.append(announce)
+        """Call ``announce`` once the open transaction is durable, at once when none is; never if it is rolled back."""
+        if self._depth:
+            self._committed.append(announce)
+        else:
+            announce()
 
     def prune(self) -> None:
         """Forget what is older than the window, save commands that still wait for their agent."""
@@ -150,6 +171,7 @@ class Ledger:
         with self.transaction():
             self._db.execute("DELETE FROM answers WHERE at < ?", (before,))
             self._db.execute("DELETE FROM results WHERE at < ?", (before,))
+            self._db.execute("DELETE FROM loss_receipts WHERE at < ?", (before,))
             self._db.execute("DELETE FROM commands WHERE at < ? AND state IN ('done', 'refused')", (before,))
 
     # -- machines ---------------------------------------------------------------------------------------------------
@@ -270,6 +292,32 @@ class Ledger:
             for row in self._db.execute(
                 f"SELECT id, command_id, machine_id, transport, body, copies FROM results {where} ORDER BY rowid",
                 values,
+            )
+        ]
+
+    # -- loss receipts ----------------------------------------------------------------------------------------------
+
+    def add_loss_receipt(self, id: str, machine_id: str, transport: str, body: bytes) -> bool:
+        """Keep what a machine had to give up; return whether it is new. One that came before stays as it is."""
+        with self.transaction():
+            known = self._db.execute(
+                "UPDATE loss_receipts SET copies = copies + 1 WHERE machine_id = ? AND id = ?", (machine_id, id)
+            ).rowcount
+            if not known:
+                self._db.execute(
+                    "INSERT INTO loss_receipts (machine_id, id, transport, body, at) VALUES (?, ?, ?, ?, ?)",
+                    (machine_id, id, transport, body, self._wall()),
+                )
+        return not known
+
+    def loss_receipts(self, machine_id: str, limit: int = -1) -> list[LossReceiptRow]:
+        """Return the machine's latest loss receipts, the latest first."""
+        return [
+            LossReceiptRow(*row)
+            for row in self._db.execute(
+                "SELECT id, transport, body, at, copies FROM loss_receipts WHERE machine_id = ?"
+                " ORDER BY rowid DESC LIMIT ?",
+                (machine_id, limit),
             )
         ]
 

@@ -18,7 +18,8 @@ from twisted.internet.defer import Deferred, succeed
 from commsmgr.backend.events import EventLog, Kind
 from commsmgr.backend.ledger import CommandRow, Ledger
 from commsmgr.errors import CommsError, NotRunning
-from commsmgr.messages import CommandData, CommandEnvelope, JSONObject, ResultBody
+from commsmgr.messages import CommandData, CommandEnvelope, JSONObject, LossReport, ResultBody
+from commsmgr.session.wire import encode
 
 DIALECT_V1 = "commsmgr.v1"
 DIALECT_PLAIN = "plain"
@@ -191,6 +192,20 @@ class Switchboard:
             for (body, _), receipt in zip(batch, receipts, strict=True):
                 self.ledger.when_committed(partial(self._announce, body, receipt, transport))
         return receipts
+
+    def losses(self, machine_id: str, report: LossReport, transport: Literal["http", "websocket"]) -> None:
+        """Store a loss receipt; it is durable when this returns, or with the transaction around it."""
+        if not self.ledger.add_loss_receipt(report.id, machine_id, transport, encode(report)):
+            return
+        lost = ", ".join(f"{row.count} {row.kind} {row.reason}" for row in report.losses)
+        self.tell(
+            "losses",
+            machine_id=machine_id,
+            id=report.id,
+            transport=transport,
+            note=lost[:1000],
+            detail={"losses": [msgspec.to_builtins(row) for row in report.losses]},
+        )
 
     def when_result(self, command_id: str) -> Deferred[ResultBody]:
         """

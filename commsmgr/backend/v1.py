@@ -20,6 +20,8 @@ from commsmgr.backend.switchboard import DIALECT_V1, Switchboard
 from commsmgr.messages import (
     Ack,
     FromAgent,
+    LossReceipt,
+    LossReport,
     Nack,
     NackData,
     Ping,
@@ -93,6 +95,8 @@ class V1Conversation:
             self._refused("a message before the registration")
         elif isinstance(message, ResultEnvelope):
             self._result(message)
+        elif isinstance(message, LossReceipt):
+            self._losses(message)
         elif isinstance(message, Ack):
             self._switchboard.acked(self.machine_id, message.ids, "websocket")
         elif isinstance(message, Nack):
@@ -171,6 +175,16 @@ class V1Conversation:
         ids = [body.id for (body, _), receipt in zip(batch, receipts, strict=True) if receipt != "unknown"]
         if ids and self._faults.strike("no_ack", "websocket") is None:
             self._send(encode(Ack(ids=ids)))
+
+    def _losses(self, message: LossReceipt) -> None:
+        crash = self._faults.strike("crash", "websocket")
+        if crash is None or crash.stored:
+            report = LossReport(id=message.id, losses=message.data.losses)
+            self._switchboard.losses(self.machine_id, report, "websocket")
+        if crash is not None:
+            self._abort()
+        elif self._faults.strike("no_ack", "websocket") is None:
+            self._send(encode(Ack(ids=[message.id])))
 
     def _nack(self, id: str, code: str, message: str, retry_after: float | None) -> None:
         self._send(encode(Nack(id=id, data=NackData(code=code, message=message, retry_after=retry_after))))

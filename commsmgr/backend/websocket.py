@@ -54,7 +54,7 @@ class AgentSocket(WebSocketServerProtocol):
 
     def onOpen(self) -> None:
         factory = self.factory
-        factory.open.add(self)
+        factory.open[self] = None
         if self.websocket_protocol_in_use == DIALECT_V1:
             self.conversation = V1Conversation(
                 factory.switchboard,
@@ -97,7 +97,7 @@ class AgentSocket(WebSocketServerProtocol):
             self.malform(fault)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        self.factory.open.discard(self)
+        self.factory.open.pop(self, None)
         for timer in (self._release, self._close_timer):
             if timer is not None and timer.active():
                 timer.cancel()
@@ -203,7 +203,7 @@ class AgentSocketFactory(WebSocketServerFactory):
         self.max_message_bytes = max_message_bytes
         self.dedupe_window = dedupe_window
         self.quirks = quirks
-        self.open: set[AgentSocket] = set()
+        self.open: dict[AgentSocket, None] = {}  # in order, which a set has not
 
     def misbehave(self, fault: Fault) -> None:
         """Let a fault that begins act on what is open now."""

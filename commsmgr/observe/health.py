@@ -22,8 +22,12 @@ _LONGEST = 4096
 
 
 def live(status: Status) -> bool:
-    """Whether the manager runs. A backend that is away is no reason to restart the agent, so it plays no part."""
-    return status.running
+    """
+    Whether the manager runs, or waits for its spool's disk.
+
+    A backend that is away, or a full disk, is no reason to restart the agent, so they play no part.
+    """
+    return status.running or bool(status.queue.trouble)
 
 
 def ready(status: Status) -> bool:
@@ -34,7 +38,8 @@ def ready(status: Status) -> bool:
 def explain(status: Status) -> str:
     """Return one printable paragraph: connected to what and since when, or why not; what waits; what is wrong."""
     if not status.running:
-        parts = ["not connected: the manager is not running"]
+        waits = "waits for its spool" if status.queue.trouble else "is not running"
+        parts = [f"not connected: the manager {waits}"]
     else:
         parts = [_connection(status), _queue(status.queue)]
         if status.queue.trouble not in status.problems:

@@ -30,7 +30,9 @@ from commsmgr.errors import ConfigError
 from commsmgr.observe.families import OTHER, Family, Histogram, Series
 from commsmgr.status import QueueStatus
 
-_KINDS = frozenset(("heartbeat", "inventory", "command", "command_result", "push", "register", "ack", "nack", "reply"))
+_KINDS = frozenset(
+    ("heartbeat", "inventory", "command", "command_result", "loss_receipt", "push", "register", "ack", "nack", "reply")
+)
 _ROUTES = frozenset(("/heartbeat", "/inventory", "/commands/result"))
 _BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
 
@@ -267,6 +269,7 @@ class Metrics:
             ("queue_bytes", "Bytes of event bodies held for the backend.", held.event_bytes),
             ("queue_oldest_seconds", "Age of the oldest event held.", oldest),
             ("dead_letters", "Messages kept that can never be delivered.", held.dead_letters),
+            ("unreported_losses", "Losses of which no backend has acknowledged a receipt.", held.unreported_losses),
             ("spool_ok", "Whether the spool's disk and database are in order.", 0 if held.trouble else 1),
             ("open_commands", "Commands accepted and not yet finished.", held.open_commands),
             (

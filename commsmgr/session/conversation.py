@@ -30,6 +30,9 @@ from commsmgr.messages import (
     CommandEnvelope,
     FromBackend,
     Goaway,
+    LossReceipt,
+    LossReceiptData,
+    LossReport,
     Nack,
     NackData,
     Ping,
@@ -47,9 +50,7 @@ _Plain: TypeAlias = RegistrationAck | CommandEnvelope | Ping | Pong
 
 
 class Registered(Struct, frozen=True, tag=True):
-    """Results may be sent. ``dedupe_window`` is how many seconds the backend remembers ids."""
-
-    dedupe_window: float
+    """Results may be sent."""
 
 
 class CommandArrived(Struct, frozen=True, tag=True):
@@ -213,6 +214,11 @@ class Conversation:
         """Return the payload that carries the result ``body``, as stored."""
         return result_frame(id, timestamp, body)
 
+    def loss_receipt(self, report: LossReport) -> bytes:
+        """Return the payload that says what was given up; commsmgr.v1 only."""
+        data = LossReceiptData(losses=report.losses)
+        return encode(LossReceipt(id=report.id, timestamp=self._timestamp(), data=data))
+
     def ack(self, ids: Iterable[str]) -> bytes:
         """Return the payload that says that these commands are stored durably; commsmgr.v1 only."""
         return encode(Ack(ids=list(ids)))
@@ -253,7 +259,7 @@ class Conversation:
     def _registered(self, cause: _Input, data: RegistrationAckData) -> list[Event]:
         if self._state is State.AWAITING_REGISTRATION and data.machine_id not in ("", self._machine_id):
             return [Invalid("wrong-machine", f"the registration of {data.machine_id[:200]!r} was acknowledged")]
-        return [Registered(data.dedupe_window)] if self._changes(cause) else []
+        return [Registered()] if self._changes(cause) else []
 
     def _changes(self, cause: _Input) -> bool:
         """Take the transition for ``cause``, if there is one from here."""

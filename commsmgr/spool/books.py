@@ -14,7 +14,8 @@ from typing import Any, Final
 from msgspec import Struct, structs
 
 from commsmgr.errors import QueueFull
-from commsmgr.spool.records import DeadLetter, Entry, Lane, Loss, entry_checksum, first_seq, lane_of
+from commsmgr.spool.lossbook import LossBook
+from commsmgr.spool.records import DeadLetter, Entry, Lane, entry_checksum, first_seq, lane_of
 
 SLICE: Final = 500
 """Rows touched by one job of expiry and the like, so that nobody waits long behind it."""
@@ -27,7 +28,6 @@ PAGE_BYTES: Final = 1 << 20
 MAX_STATES: Final = 1000
 """Keys of the state lane; each holds one message, and the agent chooses them."""
 
-_MAX_REASONS: Final = 32
 _COLUMNS: Final = "seq, kind, id, key, accepted_at, expires_at, crc, body"
 
 
@@ -44,11 +44,27 @@ class Counter(Struct):
     dead_bytes: int
     open_commands: int
     remembered_bytes: int
+    losses: int
 
 
 _COUNTER_FIELDS: Final = Counter.__struct_fields__
 _READ_COUNTER: Final = f"SELECT {', '.join(_COUNTER_FIELDS)} FROM counter"
 _WRITE_COUNTER: Final = f"UPDATE counter SET {', '.join(f'{name} = ?' for name in _COUNTER_FIELDS)}"
+
+
+def read_counter(db: sqlite3.Connection) -> Counter | None:
+    """Return the totals, None when their row is gone or holds what cannot be one."""
+    row = db.execute(_READ_COUNTER).fetchone()
+    if row is None or not all(isinstance(value, int) and 0 <= value < first_seq(Lane.STATE) for value in row):
+        return None
+    return Counter(*row)
+
+
+def torn(reason: str) -> sqlite3.DatabaseError:
+    """Return the error by which SQLite would say that the database is damaged, for damage that it does not see."""
+    error = sqlite3.DatabaseError(reason)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 class Gone(Struct, frozen=True):
@@ -78,6 +94,7 @@ class Books:
     :param max_dead_letters: dead letters kept; the oldest give way.
     :param max_dead_bytes: bytes of their bodies kept.
     :param max_remembered: bytes of the bodies of results kept for duplicates of their commands.
+    :ivar losses: what was given up and not yet reported.
     :ivar damaged: whether pages leave out what cannot be read, instead of failing.
     """
 
@@ -91,6 +108,7 @@ class Books:
         damaged: bool = False,
     ) -> None:
         self.db = db
+        self.losses = LossBook(db)
         self.damaged = damaged
         self.max_remembered = max_remembered
         self._max_dead_letters = max_dead_letters
@@ -100,15 +118,22 @@ class Books:
     @contextmanager
     def lenient(self) -> Iterator[None]:
         """Read text that is no UTF-8 as well, for a row that is damaged."""
-        self.db.text_factory = _lenient
+        before, self.db.text_factory = self.db.text_factory, _lenient
         try:
             yield
         finally:
-            self.db.text_factory = str
+            self.db.text_factory = before
 
     def reload(self) -> None:
-        """Take the totals from the database, after it was opened or a transaction was undone."""
-        self.counter = Counter(*self.db.execute(_READ_COUNTER).fetchone())
+        """
+        Take the totals from the database, after it was opened or a transaction was undone.
+
+        :raise sqlite3.DatabaseError: also when they cannot be right, with the code that damage has.
+        """
+        counter = read_counter(self.db)
+        if counter is None:
+            raise torn("the totals are damaged")
+        self.counter = counter
 
     def snapshot(self) -> Counter:
         """Return the totals as they are now."""
@@ -181,7 +206,7 @@ class Books:
             self.db.execute("DELETE FROM entry WHERE seq = ?", (seq,))
             if lane_of(seq) is Lane.EVENT:
                 counter.events -= 1
-                counter.event_bytes -= row[0]
+                counter.event_bytes -= row[0] or 0  # a damaged one may be NULL
             else:
                 counter.states -= 1
 
@@ -276,39 +301,41 @@ class Books:
         found = self.db.execute("SELECT kind, length(body), accepted_at FROM entry WHERE seq = ?", (seq,)).fetchone()
         if found is None:
             return []
-        kind, size = str(found[0]), int(found[1])
+        kind, size = str(found[0]), int(found[1] or 0)
         if self._max_dead_letters and size <= self._max_dead_bytes:
             self.db.execute(
                 "INSERT INTO dead_letter (seq, kind, id, key, accepted_at, died_at, reason, body)"
-                " SELECT seq, kind, id, key, accepted_at, ?, ?, body FROM entry WHERE seq = ?",
-                (now, reason, seq),
+                # What is damaged may be NULL, which the table does not take.
+                " SELECT seq, coalesce(kind, ''), coalesce(id, ''), coalesce(key, ''), coalesce(accepted_at, ?), ?, ?,"
+                " coalesce(body, x'') FROM entry WHERE seq = ?",
+                (now, now, reason, seq),
             )
             self.counter.dead_letters += 1
             self.counter.dead_bytes += size
-            self._trim_dead_letters()
+            self._trim_dead_letters(now)
         self.delete([seq])
-        return [Gone(seq, self._count_loss(reason, kind, now))]
+        return [Gone(seq, self.count_loss(reason, kind, now))]
 
-    def _trim_dead_letters(self) -> None:
+    def _trim_dead_letters(self, now: float) -> None:
         counter = self.counter
         while counter.dead_letters > self._max_dead_letters or counter.dead_bytes > self._max_dead_bytes:
-            n, size = self.db.execute("SELECT n, length(body) FROM dead_letter ORDER BY n LIMIT 1").fetchone()
+            with self.lenient():
+                oldest = self.db.execute(
+                    "SELECT n, kind, coalesce(length(body), 0) FROM dead_letter ORDER BY n LIMIT 1"
+                ).fetchone()
+            if oldest is None:
+                counter.dead_letters = counter.dead_bytes = 0  # they were wrong
+                return
+            n, kind, size = oldest
             self.db.execute("DELETE FROM dead_letter WHERE n = ?", (n,))
             counter.dead_letters -= 1
             counter.dead_bytes -= size
+            self.count_loss("evicted", str(kind), now)
 
-    def _count_loss(self, reason: str, kind: str, now: float) -> str:
-        """Count under the reason's first part, for the rest may be a peer's free text; ``other`` beyond a bound."""
-        name = reason.partition(":")[0][:64]
-        known = self.db.execute("SELECT 1 FROM loss WHERE reason = ? AND kind = ?", (name, kind)).fetchone()
-        if known is None and self.db.execute("SELECT count(*) FROM loss").fetchone()[0] >= _MAX_REASONS:
-            name = "other"
-        self.db.execute(
-            "INSERT INTO loss (reason, kind, n, first_at, last_at) VALUES (?1, ?2, 1, ?3, ?3)"
-            " ON CONFLICT (reason, kind) DO UPDATE SET n = n + 1, last_at = ?3",
-            (name, kind, now),
-        )
-        return name
+    def count_loss(self, reason: str, kind: str, now: float, count: int = 1) -> str:
+        """Count losses, of which the backend will be told; see :meth:`LossBook.count`."""
+        self.counter.losses += count
+        return self.losses.count(reason, kind, now, count)
 
     def expire(self, now: float, oldest: float | None, sent: dict[Lane, int]) -> tuple[list[Gone], bool]:
         """
@@ -350,19 +377,6 @@ class Books:
                 (limit,),
             )
             return [DeadLetter(*row) for row in rows]
-
-    def losses(self) -> list[Loss]:
-        """Return what was given up and not yet reported."""
-        return [Loss(*row) for row in self.db.execute("SELECT reason, kind, n, first_at, last_at FROM loss")]
-
-    def forget_losses(self, reported: Iterable[Loss]) -> None:
-        """Take reported losses off the books; those that came since remain."""
-        for loss in reported:
-            self.db.execute(
-                "UPDATE loss SET n = n - ?, first_at = ? WHERE reason = ? AND kind = ?",
-                (loss.count, loss.last_at, loss.reason, loss.kind),
-            )
-        self.db.execute("DELETE FROM loss WHERE n <= 0")
 
 
 def _lenient(text: bytes) -> str:

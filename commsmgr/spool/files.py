@@ -12,20 +12,31 @@ them aside as well; the other way round it would find a database whose latest co
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+from contextlib import suppress
 from time import gmtime, strftime
 
-from commsmgr.errors import SpoolLocked, SpoolWriteFailed
+from commsmgr.errors import SpoolLocked, SpoolUnusable, SpoolWriteFailed
+from commsmgr.spool import wal
 from commsmgr.spool.schema import APPLICATION_ID, VERSION
 
 DATABASE = "spool.db"
 LOCK = "spool.lock"
 
+MARK = "spool.damaged"
+"""Says to the next start that the database was found damaged while it was in use: opening alone would not see it."""
+
+NOT_OURS = ("foreign", "newer")
+"""What :func:`beginning` says of a database that we must not read."""
+
 _BESIDE = ("-wal", "-shm", "-journal")
 _MAGIC = b"SQLite format 3\0"
-_WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
-_WAL_HEADER = 32
+_OURS = APPLICATION_ID.to_bytes(4, "big")
+_CANNOT_HEAL = frozenset(
+    (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+)
 
 
 def make_directory(path: str) -> None:
@@ -38,6 +49,7 @@ def lock(directory: str) -> int:
     Take the lock of the spool in ``directory``; it ends when the returned descriptor is closed, or with the process.
 
     It is on a file of its own: opening and closing the database by hand would drop the locks that SQLite holds on it.
+    The file says which process has it, for whoever is refused; what is left in it afterwards means nothing.
 
     :raise SpoolLocked: somebody has it, in this process or another.
     """
@@ -46,11 +58,15 @@ def lock(directory: str) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).strip().decode("ascii", "replace")
         os.close(descriptor)
-        raise SpoolLocked(f"{directory} is in use by another process") from None
+        who = f"process {holder}" if holder.isdigit() else "another process"
+        raise SpoolLocked(f"{directory} is in use by {who}") from None
     except BaseException:
         os.close(descriptor)
         raise
+    with suppress(OSError):  # a full disk must not keep anybody out
+        os.pwrite(descriptor, f"{os.getpid():<20}\n".encode(), 0)
     return descriptor
 
 
@@ -59,30 +75,89 @@ def damage(path: str) -> str | None:
     Judge the database at ``path`` by its first bytes, before SQLite sees it.
 
     :return: in one word what is wrong with it, or None when it may be opened: it is not there at all, or it is ours.
-    :raise SpoolWriteFailed: it cannot be read and written.
+    :raise SpoolUnusable: it is no file, or somebody else's.
+    :raise SpoolWriteFailed: the file system is read-only.
     """
-    wal = _size(path + "-wal")
+    log = size_of(path + "-wal")
     if not os.path.lexists(path):
-        return "missing" if wal else None
-    if not os.access(path, os.R_OK | os.W_OK) or not os.path.isfile(path):
+        return "missing" if log else None
+    if not os.path.isfile(path):
+        raise SpoolUnusable(f"{path} is not a file")
+    if not os.access(path, os.R_OK | os.W_OK):
         # SQLite would report this as an I/O error at a lock.
-        raise SpoolWriteFailed(f"{path} is not a file that can be read and written")
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise SpoolWriteFailed(f"{path} is on a file system that is read-only now")
+        raise SpoolUnusable(f"{path} cannot be read and written by this user")
+    reason = beginning(path)
+    return reason if reason is not None or log < wal.HEADER else _damage_of_log(path, log)
+
+
+def beginning(path: str) -> str | None:
+    """Say what is wrong with the first bytes of the file; None when they are those of a database of ours."""
     with open(path, "rb") as file:
-        header = file.read(100)
+        return _judged(file.read(100))
+
+
+def _judged(header: bytes) -> str | None:
     if not header:
         return "empty"
     if len(header) < 100 or not header.startswith(_MAGIC):
         return "garbage"
-    if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+    if header[68:72] != _OURS:
         return "foreign"
     if int.from_bytes(header[60:64], "big") > VERSION:
         return "newer"
-    if wal >= _WAL_HEADER:
-        with open(path + "-wal", "rb") as file:
-            if file.read(4) not in _WAL_MAGIC:
-                # The database alone may be half of a checkpoint.
-                return "garbage-wal"
     return None
+
+
+def _damage_of_log(path: str, size: int) -> str | None:
+    with open(path + "-wal", "rb") as file, open(path, "rb") as database:
+        header = wal.part(file, 0, wal.HEADER)
+        if header[:4] not in wal.MAGIC:
+            # The database alone may be half of a checkpoint. But a log without a whole frame holds nothing, and after a
+            # power cut its header may be half-written, or zeros.
+            return "garbage-wal" if size >= wal.HEADER + wal.FRAME else None
+        if wal.is_whole(header) and int.from_bytes(header[8:12], "big") != wal.PAGE_SIZE:
+            return "foreign-wal"
+        log = wal.read(file, size_of(path))
+        if not log.whole:
+            # SQLite takes it for empty, which it was if a power cut has left its header half-written.
+            return "garbage-wal" if log.bad is not None or wal.is_news(log, file, database) else None
+        if 1 in log.latest:
+            # SQLite would fold another database's log in. Nothing tells it from ours but the first page, if it has it.
+            found = _judged(wal.part(file, log.latest[1], 100))
+            if found is not None:
+                return "newer" if found == "newer" else "foreign-wal"
+        return None if log.bad is None else "damaged-wal"
+
+
+def cannot_heal(error: OSError) -> bool:
+    """Say whether waiting cannot help: the path is wrong, or somebody else's."""
+    return error.errno in _CANNOT_HEAL
+
+
+def mark(directory: str, reason: str) -> None:
+    """Remember in ``directory`` that the database is damaged; a disk that takes not even this is no reason to fail."""
+    path = os.path.join(directory, MARK)
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # The name alone counts, so that a full disk may leave the file empty.
+            with suppress(OSError):
+                os.write(descriptor, f"{reason}\n".encode())
+        finally:
+            os.close(descriptor)
+        sync_directory(directory)
+
+
+def is_marked(directory: str) -> bool:
+    """Say whether :func:`mark` was called and :func:`unmark` was not."""
+    return os.path.lexists(os.path.join(directory, MARK))
+
+
+def unmark(directory: str) -> None:
+    """The database that was damaged is not the one that will be opened any more."""
+    remove(os.path.join(directory, MARK))
 
 
 def create(path: str) -> None:
@@ -111,6 +186,22 @@ def set_aside(path: str, reason: str, now: float) -> str:
     return name
 
 
+def remove(path: str) -> None:
+    """Remove the database at ``path`` and its logs, or whatever there is of them."""
+    for ending in ("", *_BESIDE):
+        with suppress(FileNotFoundError):
+            os.unlink(path + ending)
+
+
+def sync(path: str) -> None:
+    """Make what is in the file ``path``, which no connection has open, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(directory: str) -> None:
     """Make renames and new names in ``directory`` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -120,7 +211,8 @@ def sync_directory(directory: str) -> None:
         os.close(descriptor)
 
 
-def _size(path: str) -> int:
+def size_of(path: str) -> int:
+    """Return the bytes of the file, 0 when it is not there."""
     try:
         return os.stat(path).st_size
     except FileNotFoundError:

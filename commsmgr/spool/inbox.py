@@ -59,6 +59,7 @@ class Inbox:
         self._wall = wall
         self._outbox = outbox
         self._store: Store
+        self._told: set[int] = set()
 
     def attach(self, store: Store) -> None:
         """Use ``store``; called once, by the spool."""
@@ -72,7 +73,7 @@ class Inbox:
 
         :param digest: made of the content; with ``id`` it identifies the command.
         """
-        return self._store.submit(_Accept(self._outbox, id, digest, body, self._wall()))
+        return self._store.submit(_Accept(self._outbox, id, digest, body, self._wall(), self._told))
 
     def known(self, id: str, digest: str) -> Deferred[Duplicate | None]:
         """
@@ -103,7 +104,8 @@ class Inbox:
             return fail(refusal)
         now = float(self._wall())
         expires_at = None if ttl is None else now + ttl
-        return self._store.submit(_Complete(self._outbox, key, command_id, status, result_id, body, now, expires_at))
+        job = _Complete(self._outbox, key, command_id, status, result_id, body, now, expires_at, self._told)
+        return self._store.submit(job)
 
     def forget_finished(self) -> Deferred[int]:
         """
@@ -125,7 +127,20 @@ class Inbox:
 
     def unfinished(self) -> Deferred[list[tuple[StoredCommand, bool]]]:
         """Return all commands without a result, in order of acceptance, each with whether it is whole."""
-        return self._store.submit(_Unfinished())
+        return self._store.submit(_Unfinished(self._told))
+
+    def resurfaced(self) -> Deferred[list[tuple[StoredCommand, bool]]]:
+        """
+        Return those of the unfinished commands that nobody was told of yet.
+
+        Their acceptance failed with the disk, and they are there all the same once it works again. Duplicates of them
+        are not accepted any more, so they must be offered.
+        """
+        return self._store.submit(_Resurfaced(self._told))
+
+    def stop(self) -> None:
+        """The spool is closed."""
+        self._told.clear()
 
     def after_batch(self, outcome: Outcome) -> None:
         """Take over the totals."""
@@ -167,13 +182,14 @@ class _Known(Job):
 
 
 class _Accept(_Known):
-    __slots__ = ("body", "size")
+    __slots__ = ("body", "size", "told")
     essential = False
 
-    def __init__(self, outbox: Outbox, id: str, digest: str, body: bytes, now: float) -> None:
+    def __init__(self, outbox: Outbox, id: str, digest: str, body: bytes, now: float, told: set[int]) -> None:
         super().__init__(outbox, id, digest, now)
         self.body = body
         self.size = len(body)
+        self.told = told
 
     def work(self, books: Books) -> tuple[Accepted | Duplicate | None, Entry | None]:
         answer, repeated = super().work(books)
@@ -187,6 +203,12 @@ class _Accept(_Known):
         assert key is not None
         books.counter.open_commands += 1
         return Accepted(StoredCommand(key, self.id, self.digest, self.body, False, self.now)), None
+
+    def settled(self, result: Any) -> Any:
+        answer = super().settled(result)
+        if isinstance(answer, Accepted):
+            self.told.add(answer.command.key)
+        return answer
 
 
 def _repeat(
@@ -216,7 +238,7 @@ class _Offered(Job):
 
 
 class _Complete(Job):
-    __slots__ = ("body", "command_id", "expires_at", "key", "now", "outbox", "result_id", "size", "status")
+    __slots__ = ("body", "command_id", "expires_at", "key", "now", "outbox", "result_id", "size", "status", "told")
     essential = True
 
     def __init__(
@@ -229,14 +251,16 @@ class _Complete(Job):
         body: bytes,
         now: float,
         expires_at: float | None,
+        told: set[int],
     ) -> None:
         super().__init__()
+        self.told = told
         self.outbox, self.key, self.command_id, self.status = outbox, key, command_id, status
         self.result_id, self.body, self.now, self.expires_at = result_id, body, now, expires_at
         self.size = len(body)
         outbox.reserve(self.size)
 
-    def work(self, books: Books) -> Entry:
+    def work(self, books: Books) -> tuple[Entry, int | None]:
         key = self._find(books)
         entry = books.add_event(RESULT_KIND, self.result_id, self.body, self.now, self.expires_at)
         if key is not None:
@@ -248,7 +272,7 @@ class _Complete(Job):
             )
             books.counter.open_commands -= 1
             _remember(books, key, self.result_id, self.body)
-        return entry
+        return entry, key
 
     def _find(self, books: Books) -> int | None:
         """Return the key of the command to be finished, None when it is not known; nothing is written yet."""
@@ -272,8 +296,10 @@ class _Complete(Job):
         self.outbox.release(self.size)
         if isinstance(result, Failure):
             return result
-        self.outbox.committed(result)
-        return result.seq
+        entry, key = result
+        self.told.discard(key)
+        self.outbox.committed(entry)
+        return entry.seq
 
 
 def _remember(books: Books, key: int, result_id: str, body: bytes) -> None:
@@ -316,7 +342,12 @@ class _ForgetFinished(Job):
 
 
 class _Unfinished(Job):
+    __slots__ = ("told",)
     essential = True
+
+    def __init__(self, told: set[int]) -> None:
+        super().__init__()
+        self.told = told
 
     def work(self, books: Books) -> list[tuple[StoredCommand, bool]]:
         found: list[tuple[StoredCommand, bool]] = []
@@ -326,7 +357,22 @@ class _Unfinished(Job):
                 " WHERE finished_at IS NULL ORDER BY key"
             ).fetchall()
         for key, name, digest, body, offered, accepted_at, crc in rows:
-            whole = command_checksum(name, digest, body) == crc
+            try:
+                whole = command_checksum(name, digest, body) == crc
+            except TypeError:  # the damage is such that the body is no bytes any more
+                whole = False
             command = StoredCommand(key, name, digest, body if whole else b"", bool(offered), accepted_at)
             found.append((command, whole))
         return found
+
+    def settled(self, result: Any) -> Any:
+        if not isinstance(result, Failure):
+            self.told.update(command.key for command, _ in result)
+        return result
+
+
+class _Resurfaced(_Unfinished):
+    def settled(self, result: Any) -> Any:
+        if isinstance(result, Failure):
+            return result
+        return super().settled([pair for pair in result if pair[0].key not in self.told])

@@ -16,10 +16,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr import config
-from commsmgr.errors import InvalidMessage, NotRunning, QueueFull
+from commsmgr.errors import InvalidMessage, NotRunning, QueueFull, SpoolWriteFailed
 from commsmgr.spool.books import Books, Gone, Page
 from commsmgr.spool.reader import Reader
-from commsmgr.spool.records import DeadLetter, Entry, Lane, Loss, OutboxStats
+from commsmgr.spool.records import DeadLetter, Entry, Lane, OutboxStats
 from commsmgr.spool.store import Job, Store
 from commsmgr.spool.writer import Outcome
 
@@ -155,15 +155,6 @@ class Outbox:
         """Return the latest dead letters, at most ``limit``, the latest first."""
         return self._store.submit(_Ask(lambda books: books.dead_letters(limit)))
 
-    def losses(self) -> Deferred[list[Loss]]:
-        """Return what was given up and not yet reported, across restarts."""
-        return self._store.submit(_Ask(Books.losses))
-
-    def forget_losses(self, reported: Iterable[Loss]) -> Deferred[None]:
-        """Take note that ``reported``, as it came from :meth:`losses`, reached the backend."""
-        losses = list(reported)
-        return self._store.submit(_Ask(lambda books: books.forget_losses(losses)))
-
     # -- for the spool and for jobs
 
     def start(self) -> None:
@@ -230,7 +221,8 @@ class Outbox:
         self._store.submit(_Fetch(self, lane, after, generation, self._wall())).addErrback(self._not_fetched)
 
     def _not_fetched(self, failure: Failure) -> None:
-        if not isinstance(failure.value, NotRunning):
+        # Of a disk that fails the writer tells; the next look at the lane asks again.
+        if not isinstance(failure.value, NotRunning | SpoolWriteFailed):
             self.log.failure("A page of the outbox could not be read.", failure=failure, event="spool.read-failed")
 
 
@@ -342,7 +334,7 @@ class _Expire(_OutboxJob):
         if not isinstance(result, Failure):
             gone: list[Gone] = result[0]
             self.outbox.given_up(gone)
-            for reason in {each.reason for each in gone}:
+            for reason in dict.fromkeys(each.reason for each in gone):
                 self.outbox.log.warn(
                     "{count} messages were not delivered in time ({reason}) and are dead letters now",
                     event="spool.given-up",

@@ -139,9 +139,16 @@ class Reader:
             self._refill()
 
     def lost_track(self) -> None:
-        """There may be entries in the database of which nobody was told."""
+        """
+        There may be entries in the database of which nobody was told.
+
+        Their numbers are greater than all that were handed out, but not than all that stand ready: what was committed
+        by the very batch that found them has come already.
+        """
         if self._position is _Position.CAUGHT_UP:
-            self._position = _Position.BEHIND
+            self._ahead.clear()
+            self._ahead_bytes = 0
+            self._cursor = self._taken
             self._refill()
 
     def discard(self, seq: int) -> None:

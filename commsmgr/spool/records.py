@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Annotated, TypeAlias
 from zlib import crc32
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
+
+Instant: TypeAlias = Annotated[float, Meta(ge=0, lt=253402300800)]
+"""Seconds since the epoch, up to the end of the year 9999."""
 
 RESULT_KIND = "command_result"
 """The kind of the entries that :meth:`Inbox.complete` puts into the outbox: the tag of a result's envelope."""
@@ -67,13 +71,24 @@ class DeadLetter(Struct, frozen=True):
 
 
 class Loss(Struct, frozen=True):
-    """How many messages of a kind were given up for one reason, and when the first and the last of them were."""
+    """
+    How many messages of a kind were given up for one reason, and when the first and the last of them were.
+
+    :ivar first_at: seconds since the epoch, as is ``last_at``; bounded, since they may come from a damaged row.
+    """
 
     reason: str
     kind: str
-    count: int
-    first_at: float
-    last_at: float
+    count: Annotated[int, Meta(ge=1)]
+    first_at: Instant
+    last_at: Instant
+
+
+class LossReceipt(Struct, frozen=True):
+    """What the backend has to be told of at once, and will be until it has acknowledged this ``id``."""
+
+    id: str
+    losses: list[Loss]
 
 
 class StoredCommand(Struct, frozen=True):
@@ -118,11 +133,32 @@ class Duplicate(Struct, frozen=True):
     result_missing: bool = False
 
 
+class Salvaged(Struct, frozen=True):
+    """
+    How much of a torn spool was taken over into the new one.
+
+    :ivar commands: those without a result.
+    :ivar finished: those with one.
+    :ivar lost: messages and commands that could not be read, as far as they can be counted.
+    """
+
+    events: int = 0
+    states: int = 0
+    commands: int = 0
+    finished: int = 0
+    dead_letters: int = 0
+    lost: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.events} events and {self.commands} commands recovered, {self.lost} unreadable"
+
+
 class Opened(Struct, frozen=True):
     """
     What was found when the spool was opened.
 
     :ivar set_aside: the file name under which an unusable spool was put out of the way, or None.
+    :ivar salvaged: what was taken over from it; None when nothing was, for it is not ours or too new.
     :ivar interrupted: commands that the agent may have begun and that have no result, in order of acceptance; damaged
         ones count as such, for they cannot be offered.
     :ivar waiting: commands that the agent never saw, in order of acceptance.
@@ -131,6 +167,7 @@ class Opened(Struct, frozen=True):
     set_aside: str | None
     interrupted: tuple[StoredCommand, ...]
     waiting: tuple[StoredCommand, ...]
+    salvaged: Salvaged | None = None
 
 
 class OutboxStats(Struct):

@@ -90,6 +90,15 @@ MIGRATIONS: Final = (
     );
     INSERT INTO counter (one) VALUES (1);
     """,
+    """
+    CREATE TABLE loss_receipt (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        id TEXT NOT NULL,
+        body BLOB NOT NULL
+    );
+    ALTER TABLE counter ADD COLUMN losses INTEGER NOT NULL DEFAULT 0;
+    UPDATE counter SET losses = (SELECT coalesce(sum(n), 0) FROM loss);
+    """,
 )
 
 VERSION: Final = len(MIGRATIONS)
@@ -110,9 +119,10 @@ def prepare(db: sqlite3.Connection, *, synchronous: str, in_memory: bool) -> Non
     :raise NewerVersion: nothing was changed.
     :raise sqlite3.Error: the file is damaged, or the disk is full or failing.
     """
+    # First of all: what follows may read an existing file, which in another mode would need shared memory beside it.
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
     db.execute(f"PRAGMA page_size = {512 if in_memory else 4096}")
     db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    db.execute("PRAGMA locking_mode = EXCLUSIVE")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise NewerVersion(version)
@@ -126,5 +136,10 @@ def prepare(db: sqlite3.Connection, *, synchronous: str, in_memory: bool) -> Non
     db.execute(f"PRAGMA cache_size = {-64 if in_memory else -4096}")
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
-    # So that the application id, the version and the schema are in the file itself before anything is accepted.
-    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    try:
+        # So that the application id, the version and the schema are in the file itself before anything is accepted.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except sqlite3.OperationalError:
+        if version < VERSION:
+            raise
+        # They are. That there is no room to fold a long log in must not keep receipts from being taken.

@@ -9,8 +9,10 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 
 from commsmgr import config
+from commsmgr.errors import NotRunning, SpoolError, SpoolWriteFailed
 from commsmgr.spool.executor import Executor, InlineExecutor, ThreadExecutor
 from commsmgr.spool.inbox import Inbox
+from commsmgr.spool.losses import Losses
 from commsmgr.spool.outbox import Outbox
 from commsmgr.spool.records import Opened, StoredCommand
 from commsmgr.spool.store import Store
@@ -26,6 +28,8 @@ class Spool:
     :param executor: does what may block; None: one thread, or for ``memory`` none at all.
     :ivar trouble: what is wrong with the disk or the database, for operators; empty when all is well. The next success
         ends it, but for damage, which ends when the spool is closed. May be read from any thread.
+    :ivar on_resurfaced: called with the unfinished commands that a failing disk has accepted although it had seemed not
+        to, when it works again.
     """
 
     def __init__(
@@ -40,20 +44,25 @@ class Spool:
             in_memory = settings.durability == "memory"
             executor = InlineExecutor(reactor) if in_memory else ThreadExecutor(cast(IReactorFromThreads, reactor))
         self.trouble = ""
+        self.on_resurfaced: Callable[[Opened], object] | None = None
         self.outbox = Outbox(settings, wall)
         self.inbox = Inbox(settings, wall, self.outbox)
+        self.losses = Losses(wall)
         self._store = Store(Writer(settings, wall), executor, reactor, self._after_batch)
         self.outbox.attach(self._store)
         self.inbox.attach(self._store)
+        self.losses.attach(self._store)
         self._turn = DeferredLock()
         self._opened: Opened | None = None
 
     def open(self) -> Deferred[Opened]:
         """
-        Open the spool; a damaged, foreign or newer one is set aside and an empty one begun.
+        Open the spool; a damaged, foreign or newer one is set aside and a new one begun, with what can be read of a
+        damaged one.
 
         :return: what was found; when it is open already, what was found then. Fails with SpoolLocked when another
-            process has it, with SpoolWriteFailed when the disk does not allow it. Cancelling it does not stop it.
+            process has it, with SpoolUnusable when the path is wrong, with SpoolWriteFailed when the disk does not
+            allow it now: :attr:`trouble` says so until it does, or the spool is closed. Cancelling it does not stop it.
         """
         return self._turn.run(lambda: Deferred.fromCoroutine(self._open()))
 
@@ -68,23 +77,28 @@ class Spool:
 
     async def _open(self) -> Opened:
         if self._opened is None:
-            aside = await self._store.open()
-            interrupted: list[StoredCommand] = []
-            waiting: list[StoredCommand] = []
+            try:
+                aside = await self._store.open()
+            except SpoolWriteFailed as error:
+                self.trouble = error.fact
+                raise
             try:
                 unfinished = await self.inbox.unfinished()
             except BaseException:
                 await self._store.close()
                 raise
-            for command, whole in unfinished:
-                (interrupted if command.offered or not whole else waiting).append(command)
             self.outbox.start()
-            self._opened = Opened(aside, tuple(interrupted), tuple(waiting))
+            self._opened = Opened(
+                None if aside is None else aside.name,
+                *_parted(unfinished),
+                None if aside is None else aside.salvaged,
+            )
         return self._opened
 
     async def _close(self) -> None:
         await self._store.close()
         self.outbox.stop()
+        self.inbox.stop()
         self.trouble = ""
         self._opened = None
 
@@ -92,3 +106,21 @@ class Spool:
         self.trouble = outcome.trouble
         self.inbox.after_batch(outcome)
         self.outbox.after_batch(outcome)
+        self.losses.after_batch(outcome)
+        if outcome.reopened:
+            # Should this fail with the disk, it is opened anew once more, and comes here again.
+            looking = self.inbox.resurfaced().addCallback(self._resurfaced)
+            looking.addErrback(lambda failure: failure.trap(SpoolError, NotRunning))
+
+    def _resurfaced(self, unfinished: list[tuple[StoredCommand, bool]]) -> None:
+        if unfinished and self.on_resurfaced is not None:
+            self.on_resurfaced(Opened(None, *_parted(unfinished)))
+
+
+def _parted(
+    unfinished: list[tuple[StoredCommand, bool]],
+) -> tuple[tuple[StoredCommand, ...], tuple[StoredCommand, ...]]:
+    """Part commands, each with whether it is whole, into those that may have been begun and those that wait."""
+    interrupted = tuple(command for command, whole in unfinished if command.offered or not whole)
+    waiting = tuple(command for command, whole in unfinished if whole and not command.offered)
+    return interrupted, waiting

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from commsmgr.errors import NotRunning, SpoolWriteFailed
 from commsmgr.spool.books import Books
 from commsmgr.spool.executor import Executor, failure
+from commsmgr.spool.opening import SetAside
 from commsmgr.spool.writer import Outcome, Writer
 
 MAX_JOBS: Final = 1000
@@ -94,7 +95,7 @@ class Store:
         self._wait = 0.0
         self._drained: Deferred[None] | None = None
 
-    async def open(self) -> str | None:
+    async def open(self) -> SetAside | None:
         """Open the database; see :meth:`Writer.open`."""
         try:
             aside = await self._executor(self._writer.open)

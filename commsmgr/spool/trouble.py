@@ -34,15 +34,17 @@ class Trouble:
         if not self.damaged:
             self.text = f"the spool in {self._directory} has failed: {reason}; all was well at {_at(self._good_at)}"
 
-    def found_damage(self, reason: str) -> None:
-        """Reading or writing fails because of what is in the file."""
-        if not self.damaged:
-            self.damaged = True
-            self.text = (
-                f"the spool's database is damaged: {reason}; all was well at {_at(self._good_at)}; what is in the"
-                f" damaged part is not delivered; stop the agent, move the directory {self._directory} aside and start"
-                " it again; most of the rows in it can be read with sqlite3"
-            )
+    def found_damage(self, reason: str) -> bool:
+        """Reading or writing fails because of what is in the file. Return whether that is news."""
+        if self.damaged:
+            return False
+        self.damaged = True
+        self.text = (
+            f"the spool's database in {self._directory} is damaged: {reason}; all was well at {_at(self._good_at)};"
+            " what is in the damaged part is not delivered; look at the disk, then restart the agent: it sets the"
+            " database aside and takes over all that can be read"
+        )
+        return True
 
     def succeeded(self) -> None:
         """The last batch was done."""

@@ -24,11 +24,12 @@ What goes wrong without a crash:
   jobs fail with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
 * The database is damaged, and still is when opened anew: the jobs are done one by one, so that only those fail that
   touch the damaged part. From then on pages leave out what cannot be read, and the spool stays in trouble until it is
-  opened anew.
+  opened anew: a mark beside the database has the next opening take over what can be read (see :mod:`.opening`).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -40,12 +41,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr import config
-from commsmgr.errors import CommsError, SpoolError, SpoolWriteFailed
+from commsmgr.errors import CommsError, SpoolError, SpoolUnusable, SpoolWriteFailed
 from commsmgr.spool import ballast, files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import TORN, Books, Counter
 from commsmgr.spool.executor import failure
-from commsmgr.spool.schema import NewerVersion, prepare
+from commsmgr.spool.opening import Opening, SetAside, code, disconnect
 from commsmgr.spool.trouble import Trouble
 
 CHECKPOINT_BYTES: Final = 4 << 20
@@ -108,12 +109,13 @@ class Writer:
     log = Logger()
 
     def __init__(self, settings: config.Spool, wall: Callable[[], float]) -> None:
-        self._settings = settings
         self._wall = wall
         self._in_memory = settings.durability == "memory"
-        self._path = ":memory:" if self._in_memory else os.path.join(os.path.abspath(settings.path), files.DATABASE)
-        self._ballast = None if self._in_memory else Ballast(os.path.dirname(self._path))
-        self._trouble = Trouble(os.path.dirname(self._path), wall)
+        path = ":memory:" if self._in_memory else os.path.join(os.path.abspath(settings.path), files.DATABASE)
+        self._directory = os.path.dirname(path)
+        self._opening = Opening(path, settings, wall)
+        self._ballast = None if self._in_memory else Ballast(self._directory)
+        self._trouble = Trouble(self._directory, wall)
         self._lock: int | None = None
         self._books: Books | None = None
         self._attempted: int | None = None
@@ -123,87 +125,40 @@ class Writer:
 
     # -- opening and closing
 
-    def open(self) -> str | None:
+    def open(self) -> SetAside | None:
         """
-        Take the lock and open the database, afresh if what is there cannot be used.
+        Take the lock and open the database, a new one if what is there cannot be used.
 
-        :return: the name under which an unusable one was set aside, or None.
+        :return: what was set aside, or None.
         :raise SpoolLocked: another process has it.
-        :raise SpoolWriteFailed: the disk does not let us.
+        :raise SpoolUnusable: the path cannot be used, and waiting cannot help.
+        :raise SpoolWriteFailed: the disk does not let us, now.
         """
-        self._trouble = Trouble(os.path.dirname(self._path), self._wall)
-        if self._in_memory:
-            self._books = self._connect()
+        self._trouble = Trouble(self._directory, self._wall)
+        if self._ballast is None:
+            self._books = self._opening.connect()
             return None
-        directory = os.path.dirname(self._path)
         try:
-            files.make_directory(directory)
-            self._lock = files.lock(directory)
-            aside = self._open_or_set_aside()
+            files.make_directory(self._directory)
+            self._lock = files.lock(self._directory)
+            try:
+                self._books, aside = self._opening.open()
+            except (sqlite3.Error, OSError) as error:
+                if not _is_full(error):
+                    raise
+                # What the run before has kept for the worst moment.
+                self._ballast.drop()
+                self._books, aside = self._opening.open()
         except (sqlite3.Error, OSError) as error:
             self.close()
-            raise SpoolWriteFailed(f"cannot open the spool in {directory}: {error}") from error
+            if isinstance(error, OSError) and files.cannot_heal(error):
+                raise SpoolUnusable(f"the spool in {self._directory} cannot be used: {error}") from error
+            raise SpoolWriteFailed(f"the spool in {self._directory} cannot be opened: {error}") from error
         except BaseException:
             self.close()
             raise
-        assert self._ballast is not None
         self._ballast.restore()
         return aside
-
-    def _open_or_set_aside(self) -> str | None:
-        reason = files.damage(self._path)
-        aside = None if reason is None else self._set_aside(reason)
-        try:
-            self._open()
-        except NewerVersion:
-            self._disconnect()
-            aside = self._set_aside("newer")
-            self._open()
-        except sqlite3.DatabaseError as error:
-            if _code(error) not in TORN:
-                raise
-            self._disconnect()
-            aside = self._set_aside("damaged")
-            self._open()
-        return aside
-
-    def _open(self) -> None:
-        files.create(self._path)
-        self._books = books = self._connect()
-        # What opening needs is read here, where a torn file can still be set aside.
-        with books.lenient():
-            for table in ("entry", "command", "remembered", "dead_letter", "loss"):
-                books.db.execute(f"SELECT 1 FROM {table} NOT INDEXED LIMIT 1").fetchall()
-            books.db.execute("SELECT id, digest, body FROM command WHERE finished_at IS NULL").fetchall()
-
-    def _set_aside(self, reason: str) -> str:
-        name = files.set_aside(self._path, reason, self._wall())
-        self.log.error(
-            "The spool {path} could not be used ({reason}) and was set aside as {name}; starting with an empty one.",
-            event="spool.set-aside",
-            path=self._path,
-            reason=reason,
-            name=name,
-        )
-        return name
-
-    def _connect(self) -> Books:
-        db = sqlite3.connect(self._path, isolation_level=None, timeout=0)
-        try:
-            synchronous = "NORMAL" if self._settings.durability == "normal" else "FULL"
-            prepare(db, synchronous=synchronous, in_memory=self._in_memory)
-            quarter = self._settings.max_bytes // 4
-            return Books(
-                db,
-                max_dead_letters=self._settings.max_dead_letters,
-                max_dead_bytes=quarter,
-                max_remembered=quarter,
-                damaged=self._trouble.damaged,
-            )
-        except BaseException:
-            with suppress(sqlite3.Error):
-                db.close()
-            raise
 
     def close(self) -> None:
         """Close the database and release the lock. Never fails: what is committed is safe."""
@@ -215,8 +170,10 @@ class Writer:
     def _disconnect(self) -> None:
         books, self._books = self._books, None
         if books is not None:
-            with suppress(sqlite3.Error):
-                books.db.close()
+            disconnect(books)
+
+    def _connect(self) -> Books:
+        return self._opening.connect(damaged=self._trouble.damaged)
 
     # -- a batch
 
@@ -251,7 +208,7 @@ class Writer:
             return self._with_recovery(jobs)
         except Exception as error:
             if _is_torn(error):
-                self._trouble.found_damage(str(error))
+                self._found_damage(str(error))
                 if self._books is not None:
                     self._books.damaged = True
                     return [self._alone(job) for job in jobs]
@@ -259,6 +216,10 @@ class Writer:
                 return [failure(_typed(error))] * len(jobs)
         # One of the jobs cannot be done at all. Done one by one, it fails alone.
         return [self._run([job])[0] for job in jobs]
+
+    def _found_damage(self, reason: str) -> None:
+        if self._trouble.found_damage(reason) and self._ballast is not None:
+            files.mark(self._directory, reason)
 
     def _alone(self, job: Work) -> Any:
         """Do ``job`` in a transaction of its own, and on this connection: it was opened anew, and that did not help."""
@@ -288,12 +249,18 @@ class Writer:
             if self._trouble.damaged and _is_torn(error):
                 raise
             trouble = error
-        if _code(trouble) == sqlite3.SQLITE_FULL:
+        if code(trouble) == sqlite3.SQLITE_FULL:
             self._make_room()
         elif self._recovered():
             return results
         results = []
-        self._transaction(jobs, results)
+        try:
+            self._transaction(jobs, results)
+        except sqlite3.Error as error:
+            if code(error) != sqlite3.SQLITE_FULL and _is_trouble(error) and not _is_torn(error):
+                # What was written may yet come back, and must not be taken for the next batch, with the same number.
+                self._disconnect()
+            raise
         return results
 
     def _transaction(self, jobs: Sequence[Work], results: list[Any]) -> None:
@@ -372,12 +339,18 @@ class Writer:
 
 def _is_trouble(error: Exception) -> bool:
     """Say whether the disk is to blame, and not what was to be written."""
-    return isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and _code(error) in _DISK_TROUBLE)
+    return isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and code(error) in _DISK_TROUBLE)
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, sqlite3.Error) and code(error) == sqlite3.SQLITE_FULL
 
 
 def _is_torn(error: Exception) -> bool:
     """Say whether the database is damaged."""
-    return isinstance(error, sqlite3.Error) and _code(error) in TORN
+    return isinstance(error, sqlite3.Error) and code(error) in TORN
 
 
 def _is_refused(result: Any) -> bool:
@@ -389,8 +362,3 @@ def _typed(error: Exception) -> SpoolError:
     if _is_trouble(error):
         return SpoolWriteFailed(f"the spool cannot be written: {error}")
     return SpoolError(f"the spool cannot take this: {error}")
-
-
-def _code(error: sqlite3.Error) -> int:
-    """Return the primary result code; sqlite3 leaves it out of errors of its own."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF

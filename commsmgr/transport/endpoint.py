@@ -108,7 +108,10 @@ class _Endpoint:
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
         target = self._target
         try:
-            tcp = HostnameEndpoint(self._reactor, target.host, target.port, timeout=self._timeout)
+            # Without a timeout of its own, which would be kept by the reactor's clock, and that can be set: it would be
+            # over too early, or never. Ours covers it.
+            unlimited: Any = None
+            tcp = HostnameEndpoint(self._reactor, target.host, target.port, timeout=unlimited)
             if not target.secure:
                 protocol = await tcp.connect(factory)
                 _send_at_once(protocol)

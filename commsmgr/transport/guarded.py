@@ -37,6 +37,9 @@ NO_STATUS: Final = 1005
 
 MAX_CONTROL_BYTES: Final = 125
 
+PONGS: Final = 64 << 10
+"""Bytes of pongs that are written without a proof that the peer reads them."""
+
 _TEXT: Final = 1
 # Above this size autobahn's masker is faster than arithmetic, with its native code at least.
 _LONG_INTEGER: Final = 1500
@@ -95,6 +98,9 @@ class GuardedProtocol(WebSocketClientProtocol):
         self._entropy = entropy
         self._wall = wall
         self._deaf = False
+        self._pongs = 0
+        self._proof = b""
+        self._latest: bytes | None = None
 
     # -----------------------------------------------------------------------------------------------------------------
     # Commands
@@ -222,8 +228,30 @@ class GuardedProtocol(WebSocketClientProtocol):
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         self._owner.received(payload, not isBinary)
 
+    def onPing(self, payload: bytes) -> None:
+        """
+        Answer, as long as the peer reads: it makes us write, and its pings alone do not prove that.
+
+        Beyond :data:`PONGS` bytes a ping of our own asks for that proof; until it comes only the latest ping is kept to
+        be answered, which RFC 6455 section 5.5.3 allows.
+        """
+        if self._proof:
+            self._latest = payload
+            return
+        super().onPing(payload)
+        self._pongs += len(payload) + 6
+        if self._pongs > PONGS:
+            self._proof = self._entropy(8)
+            self.send_ping(self._proof)
+
     def onPong(self, payload: bytes) -> None:
-        self._owner.pong(payload)
+        if not self._proof or payload != self._proof:
+            self._owner.pong(payload)
+            return
+        self._pongs, self._proof = 0, b""
+        latest, self._latest = self._latest, None
+        if latest is not None:
+            self.onPing(latest)
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> None:
         super().onCloseFrame(code, reasonRaw)  # type: ignore[arg-type]  # autobahn itself passes None

@@ -104,7 +104,7 @@ class HTTPClient:
         self._user_agent = user_agent
         self._pool = Pool(reactor, settings.connections)
         self._places = DeferredSemaphore(settings.connections * _EXCHANGES_PER_CONNECTION)
-        self._running: set[Deferred[HTTPResponse]] = set()
+        self._running: dict[Deferred[HTTPResponse], None] = {}  # in order, which a set has not
 
     def exchange(
         self,
@@ -147,10 +147,10 @@ class HTTPClient:
             self._exchange(call, body, content_type, headers, token),
             lambda: call.expired(seconds),
         )
-        self._running.add(result)
+        self._running[result] = None
 
         def ended(value: HTTPResponse | Failure) -> HTTPResponse | Failure:
-            self._running.discard(result)
+            self._running.pop(result, None)
             self._report(call, value, self._reactor.seconds() - began)
             return value
 

@@ -133,7 +133,7 @@ class _Guarding(WrappingFactory):
     protocol = Connection
     noisy = False
 
-    def __init__(self, factory: Any, clock: Any, register: set[Connection]) -> None:
+    def __init__(self, factory: Any, clock: Any, register: dict[Connection, None]) -> None:
         factory.noisy = False
         super().__init__(factory)
         self.clock = clock
@@ -141,11 +141,11 @@ class _Guarding(WrappingFactory):
 
     def registerProtocol(self, p: Connection) -> None:
         """A connection is made."""
-        self._register.add(p)
+        self._register[p] = None
 
     def unregisterProtocol(self, p: Connection) -> None:
         """A connection is gone."""
-        self._register.discard(p)
+        self._register.pop(p, None)
 
 
 class Pool(HTTPConnectionPool):
@@ -163,7 +163,7 @@ class Pool(HTTPConnectionPool):
         self.maxPersistentPerHost = connections
         self.cachedConnectionTimeout = IDLE
         self._clock = reactor
-        self._open: set[Connection] = set()
+        self._open: dict[Connection, None] = {}  # in order, which a set has not
 
     def getConnection(self, key: Hashable, endpoint: Any) -> Deferred[Any]:
         """Lend a connection to the :class:`Borrower` ``endpoint``: one that lies unused, or a new one made by it."""

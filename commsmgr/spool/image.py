@@ -1,0 +1,131 @@
+"""
+A database file that SQLite can read, made of what is left of a torn spool; the originals are only read.
+
+Where the database is there, begins as it should and has no log, it is its own image. Otherwise a copy is made, in which
+
+* a first page that cannot be used is replaced by that of a new database: it holds the schema, and as the tables were
+  made in the same order, and nothing moves a root (``auto_vacuum`` is incremental, and does so only when a table is
+  dropped), they have the same roots;
+* the log is folded in, also what stands behind a bad frame (see :mod:`.wal`). It is done here because SQLite throws the
+  log away when the database is empty, and all that it takes for torn.
+
+Pages that are missing are left out as holes: they read as zeros, which SQLite takes for damage.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import BinaryIO, Final
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from commsmgr.spool import wal
+from commsmgr.spool.files import NOT_OURS, beginning, size_of
+from commsmgr.spool.wal import PAGE_SIZE
+
+_CHUNK: Final = 1 << 20
+
+
+class Image(Struct, frozen=True):
+    """
+    :ivar path: the file to read; nothing else belongs to it.
+    :ivar log_lost: whether there was a log whose latest transactions cannot be had, so that rows may be out of date.
+    :ivar map_lost: whether the database's beginning is lost, so that nothing tells which pages are in use.
+    """
+
+    path: str
+    log_lost: bool
+    map_lost: bool
+
+
+def make(path: str, scratch: str, first_page: bytes, *, use_log: bool) -> Image | None:
+    """
+    Make the image of the database at ``path``.
+
+    :param scratch: the name of the copy, if one is needed; a file of that name is overwritten.
+    :param first_page: of a new database.
+    :param use_log: False when the log is not this database's.
+    :return: None when it turns out, with the log, to be another program's or a newer version's.
+    :raise OSError: the copy cannot be written.
+    """
+    size = size_of(path)
+    log = size_of(path + "-wal") > wal.HEADER
+    if size and beginning(path) is None and _has_schema(path) and not (log and use_log):
+        return Image(path, log, map_lost=False)
+    lost = False
+    with open(scratch, "w+b", opener=_private) as copy:
+        if size:
+            _copy(path, copy)
+        if log and use_log:
+            with open(path + "-wal", "rb") as source:
+                lost = _fold_in(source, copy)
+    found = beginning(scratch)
+    if found in NOT_OURS:
+        return None
+    if found is not None or not _has_schema(scratch):
+        with open(scratch, "r+b") as copy:
+            # So that SQLite goes by the file's size: the number of pages that stands in this page is another's.
+            copy.write(first_page[:92] + bytes(4) + first_page[96:])
+    return Image(scratch, lost or (log and not use_log), map_lost=size < 2 * PAGE_SIZE)
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """Open the image at ``path``, so that it is not changed, and not even locked."""
+    db = sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True, isolation_level=None)
+    # With this on, a file shorter than it should be is read as far as it goes.
+    db.execute("PRAGMA writable_schema = ON")
+    db.text_factory = _text
+    return db
+
+
+def _text(raw: bytes) -> str | bytes:
+    """Leave text that is none as bytes, so that the row is seen to be damaged."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _has_schema(path: str) -> bool:
+    db = connect(path)
+    try:
+        names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return {"entry", "command", "counter"} <= names
+    except sqlite3.Error:
+        return False
+    finally:
+        db.close()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _copy(path: str, copy: BinaryIO) -> None:
+    """Copy what can be read."""
+    with open(path, "rb") as source:
+        size = os.fstat(source.fileno()).st_size
+        for start in range(0, size, _CHUNK):
+            part = wal.part(source, start, _CHUNK)
+            if part:
+                copy.seek(start)
+                copy.write(part)
+                continue
+            for page in range(start, min(start + _CHUNK, size), PAGE_SIZE):
+                copy.seek(page)
+                copy.write(wal.part(source, page, PAGE_SIZE))
+    copy.truncate(size)
+
+
+def _fold_in(log: BinaryIO, copy: BinaryIO) -> bool:
+    """Write the log's transactions into ``copy``; return whether some are lost, or parts of them."""
+    found = wal.read(log, os.fstat(copy.fileno()).st_size)
+    for number, position in found.latest.items():
+        if 0 < number <= found.pages:
+            copy.seek((number - 1) * PAGE_SIZE)
+            copy.write(wal.part(log, position, PAGE_SIZE))
+    if found.pages:
+        copy.truncate(found.pages * PAGE_SIZE)
+    return found.lost

@@ -1,0 +1,98 @@
+"""
+The statements about losses: what was given up and the backend was not told yet. Runs in the writer, as the books do.
+
+Losses are counted by reason and kind in ``loss``. To be reported they move, all at once and in one transaction, into
+the single row of ``loss_receipt``, which has an id and stays until the backend has acknowledged that id. What is lost
+meanwhile is counted in ``loss`` again and waits for the next receipt. So no loss is in two receipts, and a receipt has
+the same id and the same content however often it must be sent.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+import msgspec
+
+from commsmgr.spool.records import Loss, LossReceipt
+
+MAX_ROWS: Final = 32
+"""Rows of ``loss``; beyond them losses count under the reason ``other``, which is one row more for each kind."""
+
+_decoder: Final = msgspec.json.Decoder(list[Loss])
+
+
+class LossBook:
+    """The two tables, seen by one transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def count(self, reason: str, kind: str, now: float, count: int = 1) -> str:
+        """
+        Count a loss, or several.
+
+        :param reason: counts by what stands before its first colon, for the rest may be a peer's free text.
+        :return: the reason that it was counted under.
+        """
+        name = reason.partition(":")[0][:64]
+        known = self._db.execute("SELECT 1 FROM loss WHERE reason = ? AND kind = ?", (name, kind)).fetchone()
+        if known is None and self._db.execute("SELECT count(*) FROM loss").fetchone()[0] >= MAX_ROWS:
+            name = "other"
+        self._db.execute(
+            "INSERT INTO loss (reason, kind, n, first_at, last_at) VALUES (?1, ?2, ?4, ?3, ?3)"
+            " ON CONFLICT (reason, kind) DO UPDATE SET n = n + ?4,"
+            " first_at = min(first_at, ?3), last_at = max(last_at, ?3)",
+            (name, kind, now, count),
+        )
+        return name
+
+    def take_back(self, reason: str, kind: str, counted_at: float) -> bool:
+        """
+        What was counted at ``counted_at`` is no loss after all.
+
+        :return: whether it could be taken off the books; otherwise a receipt has told, or is about to tell, of it.
+        """
+        for name in (reason.partition(":")[0][:64], "other"):
+            taken = self._db.execute(
+                "UPDATE loss SET n = n - 1 WHERE reason = ? AND kind = ? AND first_at <= ?", (name, kind, counted_at)
+            )
+            if taken.rowcount:
+                self._db.execute("DELETE FROM loss WHERE n <= 0")
+                return True
+        return False
+
+    def receipt(self, new_id: str, now: float) -> LossReceipt | None:
+        """
+        Return the receipt that is outstanding, or else make one of what was counted.
+
+        :param new_id: the id of one that is made now.
+        :return: None when nothing was lost.
+        """
+        row = self._db.execute("SELECT id, body FROM loss_receipt").fetchone()
+        if row is None:
+            rows = self._db.execute(
+                "SELECT reason, kind, n AS count, first_at, last_at FROM loss ORDER BY first_at, reason, kind"
+            ).fetchall()
+            if not rows:
+                return None
+            body = msgspec.json.encode([dict(zip(Loss.__struct_fields__, row, strict=True)) for row in rows])
+            row = new_id, body
+            self._db.execute("INSERT INTO loss_receipt (one, id, body) VALUES (1, ?, ?)", row)
+            self._db.execute("DELETE FROM loss")
+        receipt_id, body = row
+        if not (receipt_id.isascii() and receipt_id.isprintable()):
+            # A flipped bit; no backend could acknowledge that.
+            receipt_id = new_id
+            self._db.execute("UPDATE loss_receipt SET id = ?", (receipt_id,))
+        try:
+            return LossReceipt(receipt_id, _decoder.decode(body))
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError):
+            # What was lost is no longer known, but that something was.
+            return LossReceipt(receipt_id, [Loss("damaged", "loss_receipt", 1, now, now)])
+
+    def forget(self, id: str) -> int:
+        """The backend knows of this receipt; another id changes nothing. Return how many losses it was not told of."""
+        self._db.execute("DELETE FROM loss_receipt WHERE id = ?", (id,))
+        (left,) = self._db.execute("SELECT total(n) FROM loss").fetchone()
+        return int(left)

@@ -1,0 +1,97 @@
+"""
+Mends what :mod:`.health` finds wrong, with the agent stopped.
+
+Where SQLite cannot open the file, or finds its own structures broken, the very steps of the agent's start are taken:
+the file is set aside and what can be read of it is taken over into a new one. Then, in one transaction, the totals are
+counted anew, damaged entries become dead letters, and damaged commands are marked as begun. A death at any point leaves
+something that repair, or the agent's start, goes on with.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+from msgspec import structs
+
+from commsmgr import config
+from commsmgr.errors import SpoolError
+from commsmgr.spool import files
+from commsmgr.spool.books import Books
+from commsmgr.spool.opening import Opening
+from commsmgr.spool.records import command_checksum
+from commsmgr.spool.schema import NewerVersion
+from commsmgr.spooltool import access
+from commsmgr.spooltool.health import NEXT, damaged_rows, recount, structure, wrong_totals
+from commsmgr.spooltool.rows import Row
+from commsmgr.spooltool.snapshot import is_torn
+
+
+def repair(settings: config.Spool, wall: Callable[[], float]) -> Iterator[Row]:
+    """
+    Yield a row for each thing that was mended, and at last one with their number.
+
+    :param wall: seconds since the epoch.
+    :raise SpoolError: the spool is in use, absent, another program's or a newer version's, or the disk does not let us.
+    """
+    with access.locked(settings.path):
+        done = access.with_room(settings.path, lambda: _repair(settings, wall))
+    yield from done
+    yield {"done": "repaired", "count": len(done)}
+
+
+def _repair(settings: config.Spool, wall: Callable[[], float]) -> list[Row]:
+    path = os.path.join(settings.path, files.DATABASE)
+    opening = Opening(path, settings, wall)
+    reason = files.damage(path)
+    if reason in files.NOT_OURS:
+        raise SpoolError(f"{path} is {reason}: it is no spool of this version; nothing was changed")
+    if reason is None and not access.needs_salvage(settings.path) and (found := _broken(opening)):
+        files.mark(settings.path, found)
+    books, aside = opening.open()
+    done: list[Row] = []
+    if aside is not None:
+        row: Row = {"done": "set_aside", "name": os.path.basename(aside.name)}
+        done.append(row | ({} if aside.salvaged is None else structs.asdict(aside.salvaged)))
+    return done + access.transaction(books, lambda books: _mend(books, wall()))
+
+
+def _broken(opening: Opening) -> str:
+    """Return what is wrong with SQLite's own structures; empty when nothing is."""
+    try:
+        with closing(opening.connect().db) as db:
+            return next((problem["text"] for problem in structure(db)), "")
+    except NewerVersion:
+        raise
+    except sqlite3.Error as error:
+        if not is_torn(error):
+            raise
+        return str(error)
+
+
+def _mend(books: Books, now: float) -> list[Row]:
+    db = books.db
+    wrong = list(wrong_totals(db))
+    done: list[Row] = [{"done": "recounted", "total": each["total"], "right": each["right"]} for each in wrong]
+    if done:
+        right = recount(db)
+        right |= {name: max(right[name], getattr(books.counter, name)) for name in NEXT}
+        books.counter = structs.replace(books.counter, **right)
+    for row in list(damaged_rows(db)):
+        if row.table == "entry":
+            books.bury(row.key, "damaged", now)
+            done.append({"done": "buried", "id": row.id, "reason": "damaged"})
+        elif row.table == "remembered":
+            (size,) = db.execute("SELECT length(body) FROM remembered WHERE key = ?", (row.key,)).fetchone()
+            db.execute("DELETE FROM remembered WHERE key = ?", (row.key,))
+            books.counter.remembered_bytes -= size or 0
+            done.append({"done": "forgotten", "table": "commands", "id": row.id})
+        else:
+            # It may have been begun, and what it was is not known: the next start reports it as interrupted.
+            (name, digest) = db.execute("SELECT id, digest FROM command WHERE key = ?", (row.key,)).fetchone()
+            whole = command_checksum(name, digest, b"")
+            db.execute("UPDATE command SET offered = 1, body = x'', crc = ? WHERE key = ?", (whole, row.key))
+            done.append({"done": "marked", "table": "commands", "id": row.id, "reason": "interrupted"})
+    return done
