@@ -160,6 +160,8 @@ class Recorder:
             command=lambda link, command: self.log.append(("command", command.id)),
             pushed=lambda push: self.log.append(("pushed", push.type)),
             settings=lambda settings: self.log.append(("settings", settings.heartbeat_interval)),
+            losses_acked=lambda told: self.log.append(("losses-acked", told)),
+            losses_refused=lambda refusal: self.log.append(("losses-refused", refusal.id, refusal.retry_after)),
         )
 
     def take(self) -> list[tuple[Any, ...]]:

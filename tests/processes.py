@@ -191,7 +191,8 @@ class ProcessTestCase(TestCase):
         """
         Write a configuration with short waits; return its path.
 
-        :param sections: keys that replace or extend those of each section, with ``stop_deadline`` on its own.
+        :param sections: keys that replace or extend those of each section, with ``machine_id`` and ``stop_deadline`` on
+            their own.
         """
         tables: dict[str, dict[str, Any]] = {
             "spool": {"path": str(self.directory / "spool")},
@@ -201,7 +202,7 @@ class ProcessTestCase(TestCase):
             "inventory": {"interval": 0},
             "observe": {"listen": "127.0.0.1:0"},
         }
-        top = {"machine_id": "m-1", "stop_deadline": sections.pop("stop_deadline", 3.0)}
+        top = {name: sections.pop(name, value) for name, value in (("machine_id", "m-1"), ("stop_deadline", 3.0))}
         for section, keys in sections.items():
             tables[section] = tables.get(section, {}) | keys
         lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]

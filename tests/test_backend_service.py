@@ -26,9 +26,9 @@ from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
 
-from commsmgr.backend import ReferenceBackend
+from commsmgr.backend import ReferenceBackend, ledger
 from commsmgr.backend.events import BackendEvent, EventLog
-from commsmgr.backend.ledger import Answer, Ledger
+from commsmgr.backend.ledger import Answer, Ledger, LossReceiptRow
 from commsmgr.backend.tap import Options, makeService
 from commsmgr.errors import ConfigError, NotRunning
 from tests.backend_kit import BackendTestCase
@@ -241,12 +241,47 @@ class LedgerTests(SynchronousTestCase):
             self.ledger.add_command(name, "m", b"", "pending")
         self.ledger.add_result("r", "done", "m", "http", b"")
         self.ledger.remember("k", Answer(b"", 200, b""))
+        self.ledger.add_loss_receipt("l", "m", "http", b"{}")
         self.now += 101
         for number in range(1100):
             self.ledger.seen(f"m{number}")
         self.assertIsNone(self.ledger.command("done"))
         self.assertIsNotNone(self.ledger.command("waiting"))
         self.assertEqual(([], None), (self.ledger.results(), self.ledger.answer("k")))
+        self.assertEqual([], self.ledger.loss_receipts("m"))
+
+    def test_loss_receipts(self) -> None:
+        """A receipt is kept once for each machine, as it first came, and the copies are counted."""
+        self.assertTrue(self.ledger.add_loss_receipt("l", "m", "http", b"1"))
+        self.assertFalse(self.ledger.add_loss_receipt("l", "m", "websocket", b"2"))
+        self.assertTrue(self.ledger.add_loss_receipt("l", "other", "websocket", b"3"))
+        self.assertTrue(self.ledger.add_loss_receipt("l2", "m", "websocket", b"4"))
+        first = LossReceiptRow("l", "http", b"1", 1000.0, 2)
+        self.assertEqual(first, self.ledger.loss_receipts("m")[1])
+        self.assertEqual(["l2"], [row.id for row in self.ledger.loss_receipts("m", 1)])
+
+    def test_version_1(self) -> None:
+        """A file of version 1 is taken further, and what it knew stays known."""
+        path = self.mktemp()
+        with sqlite3.connect(path) as old:
+            old.executescript(ledger.MIGRATIONS[0])
+            old.execute("PRAGMA user_version = 1")
+            old.execute("INSERT INTO results VALUES ('r', 'c', 'm', 'http', x'7b7d', 990, 1)")
+        old.close()
+        for _ in range(2):
+            migrated = Ledger(path, lambda: self.now, window=100)
+            migrated.add_loss_receipt("l", "m", "http", b"")
+            self.assertEqual(["r"], [row.id for row in migrated.results()])
+            migrated.close()
+
+    def test_newer_version(self) -> None:
+        """A file of a newer version is not touched."""
+        path = self.mktemp()
+        with sqlite3.connect(path) as newer:
+            newer.execute(f"PRAGMA user_version = {len(ledger.MIGRATIONS) + 1}")
+        newer.close()
+        with self.assertRaisesRegex(ValueError, "set another path"):
+            Ledger(path, lambda: 0.0)
 
     def test_rollback(self) -> None:
         """A transaction that fails leaves nothing behind and announces nothing."""

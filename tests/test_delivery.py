@@ -55,6 +55,8 @@ class World:
             command=lambda link, command: None,
             pushed=lambda push: None,
             settings=lambda settings: None,
+            losses_acked=lambda told: None,
+            losses_refused=lambda refusal: None,
         )
         self.house.backends.receipt("one", self.clock.seconds())
         self.spool.open()
@@ -469,6 +471,23 @@ class RefusalTests(_DeliveryTests):
         logged = [event for event in events if event.get("event") == "delivery.refused"]
         self.assertEqual([event["message_id"] for event in logged], ["e000"])
         self.assertEqual(len(world.dead()), 100)
+
+    def test_never_now(self) -> None:
+        """A backend that puts everything off, and at once asks for it again, is told of, and not with every round."""
+        events: list[Any] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        world = self.world()
+        bench = world.link()
+        world.put("a")
+        for _ in range(30):
+            bench.nack("a", retry_after=0)
+            world.run(SHORTEST_PAUSE)
+        self.assertGreater(len(bench.connection.results()), 20)
+        logged = [event for event in events if event.get("event") == "delivery.deferred"]
+        self.assertEqual([(event["message_id"], event["backend"]) for event in logged], [("a", "one")] * 2)
+        self.assertEqual((logged[0]["suppressed"], logged[0]["wait"]), (0, SHORTEST_PAUSE))
+        self.assertGreater(logged[1]["suppressed"], 10)
 
 
 class SameIdTests(_DeliveryTests):

@@ -18,17 +18,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "redact", "urls", "status",
         "reference", "shape", "rules", "settings", "waiters",
-        "process",
+        "clock", "process",
     ),
     ("policy/", "session/"),
     ("spool/", "transport/", "credentials", "machine", "sources", "psutil_source"),
-    ("observe/",),
+    ("observe/", "spooltool/"),
     (
-        "liveness", "openlink", "link", "handlers", "backends", "requests", "posting", "delivery", "channel", "intake",
-        "results", "runner", "reports", "reporting", "schedules",
+        "liveness", "answers", "openlink", "link", "handlers", "backends", "requests", "posting", "delivery", "channel",
+        "intake", "losses", "results", "runner", "reports", "reporting", "schedules",
     ),
     ("environment", "overview", "assembly", "service", "manager", "__init__"),
-    ("tap", "demo"),
+    ("tap", "demo", "cli", "__main__"),
 )  # fmt: skip
 
 # The reference backend is another program, which only shares the language.

@@ -53,6 +53,11 @@ class Wire(SynchronousTestCase):
         self.assertEqual(decode(bytes(read.commands[0]).decode(), CommandEnvelope).id, "c")
         self.assertEqual(decode("{}", HeartbeatAnswer), HeartbeatAnswer())
 
+    def test_heartbeat_answer_as_plain(self) -> None:
+        """What a backend has nothing to say about is not in its answer, so that plain agents see what they know."""
+        answer = HeartbeatAnswer(status="ok", message="hello")
+        self.assertEqual(msgspec.json.encode(answer), b'{"status":"ok","message":"hello"}')
+
     def test_acked_commands_unset(self) -> None:
         """A heartbeat without confirmations to make need not have the field at all."""
         beat = messages.Heartbeat(machine_id="m", hostname="h", timestamp="t")
@@ -69,8 +74,8 @@ class Wire(SynchronousTestCase):
             tags,
             {
                 "CommandEnvelope": "command", "Register": "register", "RegistrationAck": "registration_ack",
-                "ResultEnvelope": "command_result", "Ping": "ping", "Pong": "pong", "Ack": "ack", "Nack": "nack",
-                "Goaway": "goaway", "Settings": "settings",
+                "ResultEnvelope": "command_result", "LossReceipt": "loss_receipt", "Ping": "ping",
+                "Pong": "pong", "Ack": "ack", "Nack": "nack", "Goaway": "goaway", "Settings": "settings",
             },
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from prometheus_client import CollectorRegistry
@@ -11,12 +12,14 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr import config
+from commsmgr import answers, config
+from commsmgr.answers import FRAME, MOST_IDS
 from commsmgr.errors import PeerSilent
+from commsmgr.messages import LossReport
 from commsmgr.observe.metrics import Metrics
-from commsmgr.openlink import REPLIES
 from tests.link_kit import MACHINE, FakeConnection, LinkBench, Recorder, counterparts, differences, entry, pass_time
 
+ASK_FROM, MOST_UNREAD = answers.ASK_FROM // 8, answers.MOST_UNREAD // 8
 COMMAND = {"type": "command", "id": "c1", "timestamp": "", "data": {"type": "echo", "command": "x"}}
 
 
@@ -163,6 +166,12 @@ class RegistrationPlainTests(_LinkTests):
 class MessagesTests(_LinkTests):
     """What comes in, commsmgr.v1."""
 
+    def setUp(self) -> None:
+        super().setUp()
+        # As the real ones are to each other, and quicker to reach.
+        self.patch(answers, "ASK_FROM", ASK_FROM)
+        self.patch(answers, "MOST_UNREAD", MOST_UNREAD)
+
     def test_command(self) -> None:
         """A command goes to the intake and is not acknowledged by itself, even before the registration is answered."""
         self.bench.say(COMMAND)
@@ -204,31 +213,105 @@ class MessagesTests(_LinkTests):
         self.bench.say({"type": "ping", "id": "p9"})
         self.assertEqual([message["id"] for message in self.connection.texts("pong")], ["p9"])
 
-    def test_replies_are_bounded(self) -> None:
-        """A peer that asks and does not read gets 256 KiB of answers; one ping asks it whether it does."""
+    def test_many_acks(self) -> None:
+        """Of a multitude that is stored in one turn each ack takes so many, and none is forgotten or named twice."""
         self.registered()
-        question = {"type": "ping", "id": "p" * 1000}
-        for _ in range(1000):
-            self.bench.say(question)
-        answered = len(self.connection.texts("pong"))
-        self.assertTrue(REPLIES - 2000 < answered * len(encoded(self.connection.texts("pong")[0])) <= REPLIES, answered)
-        self.assertEqual(len(self.connection.pings()), 1)
-        self.assertEqual(self.messages("reply", "out", "dropped"), 1000 - answered)
-        self.bench.pong(b"stray")
-        self.bench.say(question)
-        self.assertEqual(len(self.connection.texts("pong")), answered)
-        self.bench.pong()
-        for _ in range(1000):
-            self.bench.say(question)
-        self.assertEqual(len(self.connection.texts("pong")), 2 * answered)
-        self.assertEqual(len(self.connection.pings()), 2)
-        self.assertEqual(self.connection.killed, [])
+        ids = [f"c{number}" for number in range(2 * MOST_IDS + 1)]
+        for command_id in ids:
+            self.link.acknowledge(command_id)
+        pass_time(self.clock)
+        acks = [message["ids"] for message in self.connection.texts("ack")]
+        self.assertEqual([len(each) for each in acks], [MOST_IDS, MOST_IDS, 1])
+        self.assertEqual([command_id for each in acks for command_id in each], ids)
 
-    def test_a_peer_that_asks_and_never_reads(self) -> None:
-        """In the end it is given up, though bytes come from it all the time."""
+    def ask(self) -> None:
+        self.bench.say({"type": "ping", "id": "p" * 200})
+
+    def acknowledge(self) -> None:
+        for number in range(10):
+            self.link.acknowledge(f"{number:0200}")
+        pass_time(self.clock)
+
+    def refuse(self) -> None:
+        self.link.refuse("c1", "busy", "n" * 200, 5.0)
+
+    def refuse_malformed(self) -> None:
+        self.bench.say({"type": "command", "id": "c" * 200, "data": 5})
+
+    def report(self) -> None:
+        self.link.report_losses(LossReport(id="l" * 200, losses=[]))
+
+    def written(self, ask: Callable[[], None]) -> tuple[int, list[bytes]]:
+        """Make the link write; return what that weighs, and the pings among it."""
+        ask()
+        taken = self.connection.take()
+        weight = sum(len(encoded(message)) + FRAME for kind, message in taken if kind == "text")
+        return weight, [payload for kind, payload in taken if kind == "ping"]
+
+    def test_a_peer_that_does_not_read(self) -> None:
+        """Whatever it makes us write, one ping asks whether it reads, and so much unread ends the link, not less."""
+        for answer in (self.ask, self.acknowledge, self.refuse, self.refuse_malformed, self.report):
+            self.registry = CollectorRegistry()
+            self.bench = self.open()
+            self.link, self.connection = self.bench.link, self.bench.connection
+            self.registered()
+            unread = most = 0
+            asked = []
+            while not self.connection.killed:
+                weight, pings = self.written(answer)
+                most = max(most, weight)
+                unread += weight
+                self.assertLess(unread, 2 * MOST_UNREAD)
+                asked += [unread] * len(pings)
+            (at,) = asked
+            self.assertTrue(ASK_FROM <= at < ASK_FROM + most, at)
+            self.assertTrue(MOST_UNREAD - most < unread <= MOST_UNREAD, unread)
+            (error,) = self.connection.killed
+            self.assertIsInstance(error, PeerSilent)
+            self.assertIn("does not read", str(error))
+            self.link.ended()
+
+    def test_a_peer_that_reads(self) -> None:
+        """One that answers those pings may ask for as much as it likes, and is asked once for each so many bytes."""
         self.registered()
-        for _ in range(1000):
-            self.bench.say({"type": "ping", "id": "p" * 1000})
+        total = count = 0
+        while total < 2 * MOST_UNREAD:
+            weight, pings = self.written(self.ask)
+            total += weight
+            count += len(pings)
+            for ping in pings:
+                self.bench.pong(ping)
+        self.assertEqual(self.connection.killed, [])
+        self.assertIn(count, range(30, 33))
+
+    def test_what_a_pong_proves(self) -> None:
+        """A pong proves that what went before its ping is read, and nothing of what went after it; strays nothing."""
+        self.registered()
+        pass_time(self.clock, 20)
+        ((_, earlier),) = self.connection.take()
+        pings: list[bytes] = []
+        while not pings:
+            _, pings = self.written(self.ask)
+        self.bench.pong(b"stray")
+        self.bench.pong(earlier)
+        unread = 0
+        while unread < MOST_UNREAD - 2 * ASK_FROM:
+            weight, none = self.written(self.ask)
+            self.assertEqual(none, [])
+            unread += weight
+        self.bench.pong(pings[0])
+        weight, pings = self.written(self.ask)
+        self.assertEqual(len(pings), 1)
+        while not self.connection.killed:
+            unread += weight
+            weight, _ = self.written(self.ask)
+        self.assertTrue(MOST_UNREAD - 1000 < unread <= MOST_UNREAD, unread)
+
+    def test_a_peer_that_asks_little_and_never_reads(self) -> None:
+        """In the end the keep-alive gives it up, though bytes come from it all the time."""
+        self.registered()
+        while not self.written(self.ask)[1]:
+            pass
         for _ in range(61):
             pass_time(self.clock, 1)
             self.bench.say({"type": "ping", "id": "p"})
@@ -342,6 +425,25 @@ class ReceiptsV1Tests(_LinkTests):
         self.bench.nack("e9")
         self.assertEqual(self.recorder.take(), [])
         self.assertEqual(self.messages("nack", "in", "stray"), 1)
+
+    def test_loss_receipt(self) -> None:
+        """A loss receipt takes no room in the window, and its answers go to whoever reports losses, not to the lane."""
+        room = self.link.room
+        self.link.report_losses(LossReport(id="l1", losses=[]))
+        (message,) = self.connection.texts("loss_receipt")
+        self.assertEqual((message["id"], message["data"], self.link.room), ("l1", {"losses": []}, room))
+        self.assertEqual((self.link.in_flight, self.messages("loss_receipt", "out", "ok")), (0, 1))
+        for _ in range(5):  # longer than receipt_timeout
+            pass_time(self.clock, 15)
+            self.link.heard()
+        self.assertEqual(self.connection.killed, [], "no receipt is waited for")
+        self.send(1)
+        self.bench.nack("l1", retry_after=3)
+        self.bench.ack("l1", "e1")
+        self.assertEqual(
+            self.recorder.take(), [("losses-refused", "l1", 3.0), ("losses-acked", "l1"), ("receipts", [1])]
+        )
+        self.assertEqual((self.messages("ack", "in", "stray"), self.messages("nack", "in", "stray")), (0, 0))
 
     def test_window(self) -> None:
         """The window bounds messages and bytes, a receipt makes room, and one large message passes alone."""

@@ -187,7 +187,7 @@ class Aside(ReportingTestCase):
         command = self.command()
         self.aside(self.reporting.insist(command.success()), command.success())
         self.assertEqual((self.open, len(self.sizes), self.logged("command.not-reported")), (0, 1, []))
-        self.assertEqual(self.reporting._aside, set())
+        self.assertEqual(self.reporting._aside, {})
         self.reporting.stop()
         self.assertEqual(len(self.stored()), 1)
 
@@ -203,7 +203,7 @@ class Aside(ReportingTestCase):
         lines = self.logged("command.not-reported")
         self.assertEqual([(line["status"], line["message_id"]) for line in lines], [("rejected", "c")] * 2)
         self.assertIn("the disk", lines[1]["error"])
-        self.assertEqual(self.reporting._aside, set())
+        self.assertEqual(self.reporting._aside, {})
 
     def test_defect(self) -> None:
         """A defect is logged with its traceback, as one."""
@@ -225,4 +225,4 @@ class Aside(ReportingTestCase):
         self.world.clock.advance(5)
         self.assertEqual((self.open, self.sizes, self.logged("command.not-reported")), (2, [], []))
         gc.collect()
-        self.assertEqual((self.reporting._aside, self.flushLoggedErrors()), (set(), []))
+        self.assertEqual((self.reporting._aside, self.flushLoggedErrors()), ({}, []))

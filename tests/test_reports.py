@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
 from commsmgr.errors import ConnectFailed, InvalidMessage, NotRunning, PeerViolation
-from commsmgr.messages import JSONObject, SystemHealth
+from commsmgr.messages import JSONObject, LossReport, SystemHealth
 from commsmgr.observe.metrics import Metrics
 from commsmgr.reports import Heartbeats, Identity, Inventories
 from commsmgr.session.conversation import CommandArrived
@@ -66,7 +66,11 @@ class HeartbeatTests(SynchronousTestCase):
         self.requests = Requests()
         self.registry = CollectorRegistry()
         self.commands: list[CommandArrived] = []
-        self.queue = QueueStatus(events=2, event_bytes=30, oldest_event_at=1000.0, outage_budget=77.0)
+        self.acked_losses: list[str] = []
+        self.queue = QueueStatus(
+            events=2, event_bytes=30, oldest_event_at=1000.0, outage_budget=77.0, unreported_losses=9
+        )
+        self.losses: Any = SimpleNamespace(outstanding=None, acked=self.acked_losses.append)
         requests: Any = self.requests
         self.beats = Heartbeats(
             identity=IDENTITY,
@@ -81,6 +85,7 @@ class HeartbeatTests(SynchronousTestCase):
             activity=lambda: (3, 4),
             last_inventory=lambda: "earlier",
             on_command=lambda source, command: self.commands.append(command),
+            losses=self.losses,
             metrics=Metrics(self.registry, seconds=self.clock.seconds),
         )
 
@@ -118,7 +123,7 @@ class HeartbeatTests(SynchronousTestCase):
                 "pending_commands": 3, "active_tasks": 4,
                 "delivery": {
                     "queued_events": 2, "queued_bytes": 30, "oldest_event_seconds": 12.5,
-                    "outage_budget_seconds": 77.0,
+                    "outage_budget_seconds": 77.0, "unreported_losses": 9,
                 },
                 "acked_commands": [],
             },
@@ -171,6 +176,19 @@ class HeartbeatTests(SynchronousTestCase):
         self.assertEqual([(c.id, c.digest, c.data.type) for c in self.commands], [("c1", "", "run"), ("c2", "", "")])
         invalid = self.registry.get_sample_value("commsmgr_invalid_messages_total", {"reason": "heartbeat-command"})
         self.assertEqual(invalid, 3)
+
+    def test_losses(self) -> None:
+        """An outstanding loss receipt is in each heartbeat; an answer that confirms it is passed on, with its id."""
+        row = {"reason": "expired", "kind": "command_result", "count": 2, "first_at": "then", "last_at": "now"}
+        self.losses.outstanding = msgspec.convert({"id": "l1", "losses": [row]}, LossReport)
+        self.answered()
+        self.answered(b'{"acked_losses":"l1"}')
+        for sent in self.requests.sent:
+            self.assertEqual(sent[2]["delivery"]["losses"], {"id": "l1", "losses": [row]})
+        self.assertEqual(self.acked_losses, ["", "l1"])
+        self.losses.outstanding = None
+        self.answered()
+        self.assertNotIn("losses", self.requests.sent[-1][2]["delivery"])
 
     def test_not_a_backend(self) -> None:
         """An answer that is no JSON of a backend is a failure, whatever its status says."""

@@ -9,7 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr.messages import CommandData, FromAgent, FromBackend, Push, ResultEnvelope
+from commsmgr.messages import (
+    CommandData,
+    FromAgent,
+    FromBackend,
+    LossReceipt,
+    LossReceiptData,
+    LossReport,
+    LossRow,
+    Push,
+    ResultEnvelope,
+)
 from commsmgr.session.conversation import (
     Acked,
     CommandArrived,
@@ -79,18 +89,18 @@ class BothDialects:
         )
 
     def test_registration_ack(self: Any) -> None:
-        """The first ack registers and brings the window; a second one says nothing new, whomever it names."""
+        """The first ack registers; a second one says nothing new, whomever it names."""
         self.assertIs(self.conversation.state, State.AWAITING_REGISTRATION)
         ack = {"type": "registration_ack", "data": {"machine_id": "m1", "dedupe_window": 60}}
-        self.assertEqual(self.receive(ack), [Registered(60)])
+        self.assertEqual(self.receive(ack), [Registered()])
         self.assertIs(self.conversation.state, State.REGISTERED)
         self.assertEqual(self.receive(ack), [])
         self.assertEqual(self.receive({"type": "registration_ack", "data": {"machine_id": "m2"}}), [])
         self.assertEqual(self.conversation.wait_elapsed(), [])
 
     def test_bare_registration_ack(self: Any) -> None:
-        """An ack that names no machine and no window is an ack; ids are remembered a day unless said otherwise."""
-        self.assertEqual(self.receive({"type": "registration_ack"}), [Registered(86400)])
+        """An ack that names no machine and no window is an ack."""
+        self.assertEqual(self.receive({"type": "registration_ack"}), [Registered()])
 
     def test_wrong_machine(self: Any) -> None:
         """An ack for another machine is reported and does not register; the right one still does."""
@@ -99,14 +109,14 @@ class BothDialects:
         self.assertTrue(event.detail.isprintable())
         self.assertLess(len(event.detail), 300)
         self.assertIs(self.conversation.state, State.AWAITING_REGISTRATION)
-        self.assertEqual(self.receive(ACK), [Registered(86400)])
+        self.assertEqual(self.receive(ACK), [Registered()])
 
     def test_command_before_registration(self: Any) -> None:
         """Some backends send commands as soon as the socket is open: they count, and do not stand for the ack."""
         [event] = self.receive(COMMAND)
         self.assertEqual((event.id, event.data), ("cmd_1", CommandData(type="shell", command="uptime")))
         self.assertIs(self.conversation.state, State.AWAITING_REGISTRATION)
-        self.assertEqual(self.receive(ACK), [Registered(86400)])
+        self.assertEqual(self.receive(ACK), [Registered()])
 
     def test_ping(self: Any) -> None:
         """A ping by message is answered with its id, in any state; a pong is nobody's business."""
@@ -132,7 +142,7 @@ class BothDialects:
             [event] = self.conversation.receive(payload, is_text)
             self.assertIsInstance(event, Invalid)
             self.assertEqual(event.reason, reason)
-        self.assertEqual(self.receive(ACK), [Registered(86400)])
+        self.assertEqual(self.receive(ACK), [Registered()])
 
     def test_result(self: Any) -> None:
         """A result travels with the bytes that were stored."""
@@ -150,7 +160,7 @@ class PlainTests(BothDialects, _Tests):
 
     def test_wait_elapsed(self) -> None:
         """A backend that answers nothing counts as registered after the wait; an ack after that says nothing new."""
-        self.assertEqual(self.conversation.wait_elapsed(), [Registered(86400)])
+        self.assertEqual(self.conversation.wait_elapsed(), [Registered()])
         self.assertIs(self.conversation.state, State.REGISTERED)
         self.assertEqual(self.conversation.wait_elapsed(), [])
         self.assertEqual(self.receive(ACK), [])
@@ -158,7 +168,7 @@ class PlainTests(BothDialects, _Tests):
     def test_wait_elapsed_after_wrong_machine(self) -> None:
         """A backend that spells our id its own way registers by the wait."""
         self.receive({"type": "registration_ack", "data": {"machine_id": "M1"}})
-        self.assertEqual(self.conversation.wait_elapsed(), [Registered(86400)])
+        self.assertEqual(self.conversation.wait_elapsed(), [Registered()])
 
     def test_command_has_a_digest(self) -> None:
         """Ids collide on plain backends, so that a command comes with what tells it from its namesake."""
@@ -209,6 +219,16 @@ class V1Tests(BothDialects, _Tests):
         """The id alone decides."""
         self.assertEqual(
             self.receive(COMMAND), [CommandArrived("cmd_1", "", CommandData(type="shell", command="uptime"))]
+        )
+
+    def test_loss_receipt(self) -> None:
+        """A loss receipt is a message that backends understand, under the receipt's own id."""
+        row = LossRow(reason="expired", kind="command_result", count=2, first_at="then", last_at="now")
+        payload = self.conversation.loss_receipt(LossReport(id="l1", losses=[row]))
+        decoder: Decoder[FromAgent] = Decoder(FromAgent, max_bytes=4096, max_depth=6)
+        self.assertEqual(
+            decoder.decode(payload, True),
+            LossReceipt(id="l1", timestamp="2026-01-01T00:00:00Z", data=LossReceiptData(losses=[row])),
         )
 
     def test_ack_and_nack(self) -> None:

@@ -19,7 +19,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from commsmgr import config
-from commsmgr.errors import QueueFull, SpoolLocked, SpoolWriteFailed
+from commsmgr.errors import QueueFull, SpoolLocked, SpoolUnusable, SpoolWriteFailed
 from commsmgr.spool import Accepted, Duplicate, Lane, Spool, ballast, files, schema
 from commsmgr.spool import store as store_module
 from commsmgr.spool.executor import InlineExecutor
@@ -55,7 +55,7 @@ class OnDisk(TestCase):
         if rewind:
             reader.rewind()
         while True:
-            await spool.outbox.losses()  # a turn through the writer: whatever was asked for has come
+            await spool.outbox.dead_letters(1)  # a turn through the writer: whatever was asked for has come
             entries = reader.take(10_000, 1 << 30)
             if not entries:
                 return got
@@ -155,10 +155,10 @@ class LifeTests(OnDisk):
         self.directory.parent.mkdir(parents=True)
         self.directory.write_text("a file")
         spool = self.spool()
-        await self.assertFailure(spool.open(), SpoolWriteFailed)
+        await self.assertFailure(spool.open(), SpoolUnusable)
         self.directory.unlink()
         self.database.mkdir(parents=True)
-        await self.assertFailure(spool.open(), SpoolWriteFailed)
+        await self.assertFailure(spool.open(), SpoolUnusable)
         self.database.rmdir()
         await spool.open()
 
@@ -205,7 +205,7 @@ class DamageTests(OnDisk):
         self.assertIn(f".{reason}", opened.set_aside)
         self.assertEqual(len(self.flushLoggedErrors()), 0)
         await self.event(spool, "new")
-        self.assertEqual(await self.all_ids(spool), ["new"])
+        self.assertEqual((await self.all_ids(spool))[-1], "new")
         await spool.close()
         return Path(opened.set_aside)
 
@@ -481,12 +481,32 @@ class DamagedWhileRunningTests(OnDisk):
         self.assertEqual((numbers[0], numbers[-1]), (0, 1999))
         self.assertTrue(1700 < len(numbers) < 1850, len(numbers))
         self.assertIn("damaged", spool.trouble)
-        self.assertIn(f"move the directory {self.directory} aside", spool.trouble)
+        self.assertIn("restart the agent", spool.trouble)
         await self.event(spool, "new")
         self.assertEqual((await self.all_ids(spool))[-1], "new")
         self.assertIn("damaged", spool.trouble)
         await spool.close()
         self.assertEqual(spool.trouble, "")
+
+    async def test_mended_by_the_next_start(self) -> None:
+        """What was found while running has the next start take over all that can be read; the one after is normal."""
+        spool = await self.damaged()
+        got = await self.all_ids(spool, rewind=False)
+        await self.event(spool, "new")
+        self.assertTrue((self.directory / files.MARK).exists())
+        await spool.close()
+        opened = await spool.open()
+        assert opened.set_aside is not None and opened.salvaged is not None
+        self.assertEqual(opened.salvaged.events + opened.salvaged.lost, 2001)
+        again = await self.all_ids(spool)
+        self.assertEqual([each for each in [*got, "new"] if each not in again], [])
+        self.assertEqual(len(again), opened.salvaged.events)
+        self.assertEqual(spool.losses.unreported, opened.salvaged.lost)
+        self.assertEqual(spool.trouble, "")
+        await spool.outbox.forget([1000])
+        await spool.close()
+        self.assertIsNone((await spool.open()).set_aside)
+        self.assertFalse((self.directory / files.MARK).exists())
 
     async def test_receipts_in_the_damaged_part(self) -> None:
         """A receipt that cannot be written waits, ever longer, and holds up nobody else's."""

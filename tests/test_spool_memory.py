@@ -255,24 +255,6 @@ class OutboxTests(SynchronousTestCase):
         world.get(world.outbox.bury(12345, "unknown"))
         self.assertEqual(world.outbox.stats.dropped, {"rejected": 6})
 
-    def test_losses(self) -> None:
-        """Losses are kept by reason and kind until they were reported; what came since remains."""
-        world = self.world()
-        for n in range(3):
-            world.get(world.outbox.bury(world.get(world.event(f"e{n}")), "rejected: 422"))
-            world.clock.advance(1)
-        (loss,) = losses = world.get(world.outbox.losses())
-        self.assertEqual(
-            (loss.reason, loss.kind, loss.count, loss.first_at, loss.last_at), ("rejected", "note", 3, 1000.0, 1002.0)
-        )
-        world.get(world.outbox.bury(world.get(world.event("late")), "rejected"))
-        world.get(world.outbox.forget_losses(losses))
-        self.assertEqual([loss.count for loss in world.get(world.outbox.losses())], [1])
-        for n in range(40):
-            world.get(world.outbox.bury(world.get(world.event(f"f{n}")), f"reason{n}"))
-        self.assertEqual(len(world.get(world.outbox.losses())), 33)
-        self.assertIn("other", world.outbox.stats.dropped)
-
     def test_oldest_event(self) -> None:
         """The age of the oldest event is always known."""
         world = self.world()

@@ -263,7 +263,7 @@ class Foreground(ProcessTestCase):
         await first.line("link.registered")
         second = self.agent(config)
         self.assertEqual(1, await second.wait())
-        self.assertRegex(second.text, r"critical +manager.start-failed .*spool is in use by another process")
+        self.assertRegex(second.text, r"critical +manager.start-failed .*spool is in use by process \d+")
         status, body = await self.fetch(f"{url}/api/commands", {"machine_id": "m-1", "type": "ping"})
         self.assertEqual(201, status)
         self.assertEqual("pong", (await self.result(url, json.loads(body)["id"]))["output"])

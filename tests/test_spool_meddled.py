@@ -1,0 +1,115 @@
+"""A spool that somebody meddles with: rows that no agent writes, files that go or are none."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+
+from commsmgr.spool import schema
+from tests.test_spool_tools import Tools
+
+
+class Meddled(Tools):
+    """A spool with something in every table."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.fill()
+
+
+class TotalsTests(Meddled):
+    """The one row on which every transaction depends."""
+
+    def test_start(self) -> None:
+        """A start with totals that cannot be right salvages: all that waited is there, and more is accepted."""
+        for statement in (
+            "DELETE FROM counter",
+            "UPDATE counter SET next_event = 'abc'",
+            "UPDATE counter SET events = -1",
+            "UPDATE counter SET next_state = 1 << 60",
+            "UPDATE counter SET losses = 1.5",
+        ):
+            self.tamper(statement)
+            spool = self.open()
+            opened = self.wait(spool.open())
+            self.assertIn("damaged", opened.set_aside, statement)
+            self.assertEqual(self.handed_out(spool), ["e1", "e2", "e3"])
+            self.assertEqual(spool.outbox.stats.events, 3)
+            (seq,) = self.put(spool, "new")
+            self.wait(spool.outbox.forget([seq]))
+            self.close(spool)
+
+    def test_tools(self) -> None:
+        """verify names the damage, what would change the spool refuses, repair mends it."""
+        for statement in ("DELETE FROM counter", "UPDATE counter SET next_event = 'abc'"):
+            self.tamper(statement)
+            (problem,), report = self.verified(status=1)
+            self.assertIn("the totals are damaged", problem["text"])
+            self.assertEqual(report["totals"]["events"], 3)
+            self.assertEqual(self.ids("events"), ["e1", "e2", "e3"])
+            self.assertIn("the totals are damaged; nothing was changed", self.refused("drop", "e1", "--yes"))
+            done = self.rows("repair")
+            self.assertEqual((done[0]["done"], done[0]["events"], done[-1]["count"]), ("set_aside", 3, 1))
+            self.verified()
+
+    def test_newer(self) -> None:
+        """verify says which version has written a spool that is too new, wherever that stands."""
+        self.tamper(f"PRAGMA user_version = {schema.VERSION + 7}")
+        (problem,), report = self.verified(status=1)
+        self.assertEqual((problem["reason"], report["version"]), ("newer", schema.VERSION + 7))
+
+    def test_letters_that_are_not_there(self) -> None:
+        """Totals that tell of too many dead letters do not stop a lane when the next one is added."""
+        self.tamper("UPDATE counter SET dead_letters = 5000")
+        spool = self.open(max_dead_letters=10)
+        (seq,) = self.put(spool, "d4")
+        self.wait(spool.outbox.bury(seq, "expired"))
+        self.assertEqual(self.put(spool, "new"), [seq + 1])
+
+
+class RowTests(Meddled):
+    """Rows of other types than any agent writes."""
+
+    def meddle(self, *statements: str) -> None:
+        """Change rows without the table's constraints, for damage knows none."""
+        db = sqlite3.connect(self.database)
+        (schema,) = db.execute("PRAGMA schema_version").fetchone()
+        for lax in (True, False):
+            db.execute("PRAGMA writable_schema = ON")
+            with db:
+                if lax:
+                    db.execute("CREATE TEMP TABLE strict AS SELECT name, sql FROM main.sqlite_master")
+                    db.execute("UPDATE main.sqlite_master SET sql = replace(sql, ' NOT NULL', '') WHERE type = 'table'")
+                else:
+                    db.execute(
+                        "UPDATE main.sqlite_master SET sql = (SELECT s.sql FROM temp.strict s"
+                        " WHERE s.name = sqlite_master.name)"
+                    )
+            schema += 1
+            db.execute(f"PRAGMA schema_version = {schema}")
+            if lax:
+                for statement in statements:
+                    with db:
+                        db.execute(statement)
+        db.close()
+
+    def test_lane_goes_on(self) -> None:
+        """An event without a body, without a kind or with a number for a body becomes a dead letter; the others go."""
+        for column, value in (("body", "NULL"), ("kind", "NULL"), ("body", "42"), ("accepted_at", "NULL")):
+            self.meddle(f"UPDATE entry SET {column} = {value} WHERE id = 'e2'")
+            spool = self.open()
+            self.assertEqual(self.handed_out(spool), ["e1", "e3"], column)
+            (letter,) = self.wait(spool.outbox.dead_letters(1))
+            self.assertEqual((letter.id, letter.reason), ("e2", "damaged"))
+            self.close(spool)
+            shutil.rmtree(self.directory)
+            self.fill()
+
+    def test_command(self) -> None:
+        """A command whose body is none does not stop the start: it is reported as interrupted."""
+        for value in ("NULL", "'text'"):
+            self.meddle(f"UPDATE command SET body = {value} WHERE id = 'c2'")
+            spool = self.open()
+            opened = self.wait(spool.open())
+            self.assertEqual([command.id for command in opened.interrupted], ["c2"])
+            self.close(spool)
