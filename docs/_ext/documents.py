@@ -185,7 +185,8 @@ def asyncapi() -> JSON:
             "title": "commsmgr: WebSocket",
             "version": __version__,
             "description": "One JSON object per text message, in UTF-8. The subprotocol commsmgr.v1 is offered; a "
-            "backend that does not select it speaks the plain dialect, without ack, nack, goaway and settings.",
+            "backend that does not select it speaks the plain dialect, without ack, nack, goaway, settings and "
+            "loss receipts.",
             "license": {"name": "MIT"},
         },
         "defaultContentType": "application/json",
