@@ -257,12 +257,13 @@ class OpenLink:
         """
         Tell the backend that a command was not taken.
 
+        On a link that is over nothing needs to be said: a commsmgr.v1 backend sends again what was not acknowledged.
+
         :return: False when the dialect has no word for it.
         """
-        if not self.v1 or self._ended:
-            return False
-        self._answers.refuse(command_id, code, message, retry_after)
-        return True
+        if self.v1 and not self._ended:
+            self._answers.refuse(command_id, code, message, retry_after)
+        return self.v1
 
     # -----------------------------------------------------------------------------------------------------------------
     # The end

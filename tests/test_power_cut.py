@@ -613,3 +613,29 @@ class FaultTests(OnFaultyDisk):
     def test_for_a_while(self) -> None:
         """Operations of one kind fail for some seconds: the same, and the receipts of that time are done afterwards."""
         self.sweep(4.0, 17)
+
+    def test_totals_after_a_failed_undo(self) -> None:
+        """A full disk that cannot be read just then either: what was undone is not counted."""
+        disk = self.vfs.disk(self.directory("spool"), Random(0))
+        agent = Agent(disk.root, "full", Clock(), lambda agent: None)
+        agent.open()
+        after_write = False
+
+        def hook(operation: Operation) -> int:
+            nonlocal after_write
+            if operation.kind == "write":
+                after_write = True
+                return sqlite3.SQLITE_FULL
+            unreadable, after_write = after_write and operation.kind == "read", False
+            return IOERR["read"] if unreadable else sqlite3.SQLITE_OK
+
+        disk.hook = hook
+        agent.put("refused")
+        agent.turn()
+        self.assertIsInstance(agent.failures[-1][1], SpoolWriteFailed)
+        disk.hook = None
+        agent.put("kept")
+        agent.turn()
+        self.assertEqual((agent.spool.outbox.stats.events, disk.errors), (1, []))
+        agent.close()
+        disk.close()

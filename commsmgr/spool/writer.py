@@ -289,11 +289,12 @@ class Writer:
             # Once a read has met damage SQLite commits this transaction no more, though there be nothing to commit.
             db.execute("COMMIT" if changed or not books.damaged else "ROLLBACK")
         except BaseException:
-            with suppress(sqlite3.Error):
+            try:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
-            with suppress(sqlite3.Error):
                 books.reload()
+            except sqlite3.Error:
+                self._disconnect()  # the totals in memory are those of a batch that was undone
             raise
         if changed:
             self._written += size + changed * _ROW_BYTES + _BATCH_BYTES
