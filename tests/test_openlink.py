@@ -200,8 +200,8 @@ class MessagesTests(_LinkTests):
 
     def test_after_the_end(self) -> None:
         """
-        Nothing is said on a link that is gone. A refusal is none of the caller's business there: what is not acknowledged
-        comes again, and would be lost to the agent if it were answered with a result.
+        Nothing is said on a link that is gone, and a refusal counts as said: what is not acknowledged comes again, and
+        would never be run if it were answered with a result.
         """
         self.registered()
         self.link.acknowledge("c1")

@@ -6,18 +6,21 @@ The environment variable ``COMMSMGR_SIMULATION_SEEDS`` says how many seeds are r
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import fail
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.intake import Intake
 from tests.simulation.history import AgentEnd, DeadLetter, Fact, History
 from tests.simulation.oracles import ORACLES, Ends, judge
-from tests.simulation.scenario import run
+from tests.simulation.scenario import run, stumbled
 from tests.simulation.setting import CONCURRENCY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +73,17 @@ class SeedTests(SynchronousTestCase):
         self.flushLoggedErrors()
         self.assertTrue(violations)
         self.assertTrue(all(said.startswith("held_is_answered") for said in violations), violations)
+
+    def test_errors_that_nobody_looks_at(self) -> None:
+        """They are heard of when they are collected, save for the stumbling of coroutines that are ended then."""
+        for error, heard in ((ValueError("no"), True), (RuntimeError("cannot reuse already awaited coroutine"), False)):
+            events: list[LogEvent] = []
+            globalLogPublisher.addObserver(events.append)
+            fail(error)
+            gc.collect()
+            globalLogPublisher.removeObserver(events.append)
+            self.flushLoggedErrors(type(error))
+            self.assertEqual([stumbled(event) for event in events], [True, not heard])
 
 
 PLANTED = (5, 9, 11)

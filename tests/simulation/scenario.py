@@ -325,6 +325,8 @@ class World:
         owner = self.clock.running
         if owner is not None and not owner.alive:
             return
+        if owner is None and stumbled(event):
+            return
         name = owner.name if owner is not None else "world"
         if event["log_level"] >= LogLevel.error and not self._is_expected(name, event.get("event")):
             self.history.note(name, "complaint", str(event.get("event", "")), says=_told(event))
@@ -359,6 +361,18 @@ class World:
             "packets": words["sent"],
             **kinds,
         }
+
+
+def stumbled(event: LogEvent) -> bool:
+    """
+    Say whether the dead stumbled when they were collected: a coroutine that was ended woke another one that was, too.
+
+    Which one is first is up to the collector. An error that nobody looked at is two events, of which the second has
+    the error; the first is no news.
+    """
+    if (failure := event.get("log_failure")) is None:
+        return event.get("log_format") == "Unhandled error in Deferred:"
+    return failure.check(RuntimeError) is not None and "already awaited coroutine" in failure.getErrorMessage()
 
 
 def _told(event: LogEvent) -> str:
