@@ -252,7 +252,7 @@ class Manager(MultiService):
 
     def send_result(self, result: Result, *, ttl: float | None = None) -> Deferred[str]:
         """
-        Send the result of a command.
+        Send the result of a command. A manager that stops still takes it, as long as its spool is open.
 
         :param ttl: seconds after which the backend need not have it any more.
         :return: fires with the message's id as soon as the result is durable: from then on it is not lost. Cancelling
@@ -263,7 +263,7 @@ class Manager(MultiService):
         """
         if wrong := _not_seconds(ttl):
             return fail(InvalidMessage(f"ttl: {wrong}"))
-        return self._call(lambda run: run.reporting.report(result, ttl=ttl))
+        return self._call(lambda run: run.reporting.report(result, ttl=ttl), until_closed=True)
 
     def send_http(
         self,
@@ -340,10 +340,13 @@ class Manager(MultiService):
     # -----------------------------------------------------------------------------------------------------------------
     # Inside
 
-    def _call(self, call: Callable[[Run], Any]) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self._called(call))
+    def _call(self, call: Callable[[Run], Any], *, until_closed: bool = False) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self._called(call, until_closed))
 
-    async def _called(self, call: Callable[[Run], Any]) -> Any:
+    async def _called(self, call: Callable[[Run], Any], until_closed: bool) -> Any:
+        if until_closed and self._run is not None and self._run.overview.running:
+            # During the stop commands may finish, and what a handler has done must not be said to be interrupted.
+            return await call(self._run)
         if self.running and self._is_stopping:
             # Started again while it was stopping: this is for the run to come.
             await self._stopped.wait()

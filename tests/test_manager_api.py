@@ -466,12 +466,27 @@ class Life(WorldTestCase):
         connecting = manager.connect()
         self.assertNoResult(connecting)
         self.assertRaises(NotRunning, manager.commands)
-        sending = manager.send_result(Result(command_id="elsewhere"))
-        self.assertNoResult(sending)
+        beating = manager.send_heartbeat()
+        self.assertNoResult(beating)
         await stopping
         self.assertTrue((await connecting).connected)
-        await sending
+        await beating
         self.assertIsNot(manager._run, old)
+
+    async def test_results_while_stopping(self) -> None:
+        """What commands have done until the spool closes is accepted; other things to send are refused at once."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        await manager.started()
+        stopping = manager.disconnect()
+        sending = manager.send_result(Result(command_id="done"))
+        await self.assertFailure(manager.send_heartbeat(), NotRunning)
+        self.assertTrue(await sending)
+        await stopping
+        await self.assertFailure(manager.send_result(Result(command_id="late")), NotRunning)
+        manager.startService()
+        await manager.started()
+        self.assertEqual(manager.status().queue.events, 1)
 
     async def test_connect_and_disconnect_while_stopping(self) -> None:
         """The last word counts: a start that is taken back during the stop never happens."""
@@ -480,12 +495,12 @@ class Life(WorldTestCase):
         await manager.started()
         stopping = manager.disconnect()
         connecting = manager.connect()
-        sending = manager.send_result(Result(command_id="elsewhere"))
+        beating = manager.send_heartbeat()
         last = manager.disconnect()
         await self.assertFailure(connecting, NotRunning)
         await stopping
         await last
-        await self.assertFailure(sending, NotRunning)
+        await self.assertFailure(beating, NotRunning)
         self.assertEqual((manager._run, manager.status().running), (None, False))
 
     async def test_disconnect_while_starting(self) -> None:

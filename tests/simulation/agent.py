@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -145,9 +144,7 @@ class Agent(Process):
             raise RuntimeError(f"{tag} was told to fail")
         result = command.success(tag + "." * command.options.get("size", 0))
         if command.type == "self":
-            # A manager that stops takes no more from the agent, but from its runner what still runs.
-            with suppress(NotRunning):
-                await self._report(self.manager, result, tag, ttl=command.options.get("ttl"))
+            await self._report(self.manager, result, tag, ttl=command.options.get("ttl"))
         return result
 
     async def _read(self, manager: Manager) -> None:
