@@ -352,6 +352,13 @@ class OracleTests(SynchronousTestCase):
         self.ends[AGENT].highest |= {"events": 11, "in_flight": 6}
         self.objects("within_bounds", 2)
 
+    def test_totals(self) -> None:
+        """A total that has drifted away from what is there."""
+        self.ends[AGENT].totals["events"] = (1, 1)
+        self.content()
+        self.ends[AGENT].totals["events"] = (2, 1)
+        self.objects("totals_are_right")
+
     def test_complaint(self) -> None:
         """Errors are objected to."""
         self.note(AGENT, "complaint", "ValueError", says="no")

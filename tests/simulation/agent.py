@@ -253,19 +253,32 @@ class Agent(Process):
             (end.states,) = db.execute("SELECT count(*) FROM entry WHERE key <> ''").fetchone()
             end.open_commands = [name for (name,) in db.execute("SELECT id FROM command WHERE finished_at IS NULL")]
             (end.unreported,) = db.execute("SELECT losses FROM counter").fetchone()
+            for total, rows in _TOTALS.items():
+                end.totals[total] = db.execute(f"SELECT {total}, (SELECT {rows}) FROM counter").fetchone()
             losses = [(f"{reason} {kind}", n) for reason, kind, n in db.execute("SELECT reason, kind, n FROM loss")]
             for (receipt,) in db.execute("SELECT body FROM loss_receipt"):
                 losses += [(f"{row['reason']} {row['kind']}", row["count"]) for row in msgspec.json.decode(receipt)]
             for name, count in losses:
                 end.losses[name] = end.losses.get(name, 0) + count
-            rows = db.execute("SELECT id, kind, reason, accepted_at, died_at, body FROM dead_letter")
-            for name, kind, reason, accepted_at, died_at, body in rows:
+            letters = db.execute("SELECT id, kind, reason, accepted_at, died_at, body FROM dead_letter")
+            for name, kind, reason, accepted_at, died_at, body in letters:
                 command = msgspec.json.decode(body, type=ResultBody).command_id if kind == RESULT_KIND else ""
                 end.dead.append(DeadLetter(name, kind, command, reason, accepted_at, died_at))
         finally:
             db.close()
         return end
 
+
+_TOTALS = {
+    "events": "count(*) FROM entry WHERE key = ''",
+    "event_bytes": "coalesce(sum(length(body)), 0) FROM entry WHERE key = ''",
+    "states": "count(*) FROM entry WHERE key <> ''",
+    "dead_letters": "count(*) FROM dead_letter",
+    "dead_bytes": "coalesce(sum(length(body)), 0) FROM dead_letter",
+    "open_commands": "count(*) FROM command WHERE finished_at IS NULL",
+    "remembered_bytes": "coalesce(sum(length(body)), 0) FROM remembered",
+}
+"""The totals that a spool keeps, and how they are counted."""
 
 _QUIET = frozenset(("http.exchange", "command.received", "command.finished"))
 

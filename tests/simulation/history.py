@@ -83,6 +83,7 @@ class AgentEnd(Struct):
     :ivar dead: its dead letters.
     :ivar losses: what it has counted as lost and no backend has acknowledged, by reason and kind.
     :ivar unreported: how many these are by its own account.
+    :ivar totals: what its totals say, and what is true, by the total's name.
     :ivar highest: the most that was ever held, by what.
     :ivar bounds: what was configured as the most, by the same names.
     """
@@ -93,6 +94,7 @@ class AgentEnd(Struct):
     dead: list[DeadLetter] = field(default_factory=list)
     losses: dict[str, int] = field(default_factory=dict)
     unreported: int = 0
+    totals: dict[str, tuple[int, int]] = field(default_factory=dict)
     highest: dict[str, int] = field(default_factory=dict)
     bounds: dict[str, int] = field(default_factory=dict)
 

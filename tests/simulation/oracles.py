@@ -269,6 +269,16 @@ def within_bounds(history: History, ends: Ends) -> list[str]:
     ]
 
 
+def totals_are_right(history: History, ends: Ends) -> list[str]:
+    """What an agent's spool says that it holds is what it holds."""
+    return [
+        f"{agent}: {said} {name} are counted, {true} are there"
+        for agent, end in ends.items()
+        for name, (said, true) in end.totals.items()
+        if said != true
+    ]
+
+
 def nothing_complains(history: History, ends: Ends) -> list[str]:
     """No exception escapes, and nothing is logged as an error that is none."""
     return [f"{record.who}: {record.subject}: {record.facts['says']}" for record in history.all("complaint")]
@@ -355,6 +365,7 @@ ORACLES: Sequence[Oracle] = (
     in_order,
     states_are_latest,
     within_bounds,
+    totals_are_right,
     nothing_complains,
     nothing_is_left,
     back_in_time,
