@@ -14,14 +14,12 @@ from typing import Any, Final
 from msgspec import Struct, structs
 
 from commsmgr.errors import QueueFull
+from commsmgr.spool.faults import TORN, is_torn, torn  # noqa: F401  # TORN: the writer and the opening ask for it here
 from commsmgr.spool.lossbook import LossBook
 from commsmgr.spool.records import DeadLetter, Entry, Lane, entry_checksum, first_seq, lane_of
 
 SLICE: Final = 500
 """Rows touched by one job of expiry and the like, so that nobody waits long behind it."""
-
-TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
-"""The codes by which SQLite says that a database is damaged."""
 
 PAGE_ROWS: Final = 500
 PAGE_BYTES: Final = 1 << 20
@@ -58,13 +56,6 @@ def read_counter(db: sqlite3.Connection) -> Counter | None:
     if row is None or not all(isinstance(value, int) and 0 <= value < first_seq(Lane.STATE) for value in row):
         return None
     return Counter(*row)
-
-
-def torn(reason: str) -> sqlite3.DatabaseError:
-    """Return the error by which SQLite would say that the database is damaged, for damage that it does not see."""
-    error = sqlite3.DatabaseError(reason)
-    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return error
 
 
 class Gone(Struct, frozen=True):
@@ -130,7 +121,8 @@ class Books:
 
         :raise sqlite3.DatabaseError: also when they cannot be right, with the code that damage has.
         """
-        counter = read_counter(self.db)
+        with self.lenient():
+            counter = read_counter(self.db)
         if counter is None:
             raise torn("the totals are damaged")
         self.counter = counter
@@ -264,7 +256,7 @@ class Books:
             with self.lenient():
                 page = self._page(lane, after, now, limit)
         except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in TORN:
+            if not is_torn(error):
                 raise
             return None
         return page if page.complete or page.last > after else None

@@ -81,7 +81,7 @@ class LossBook:
             self._db.execute("INSERT INTO loss_receipt (one, id, body) VALUES (1, ?, ?)", row)
             self._db.execute("DELETE FROM loss")
         receipt_id, body = row
-        if not (receipt_id.isascii() and receipt_id.isprintable()):
+        if not (isinstance(receipt_id, str) and receipt_id.isascii() and receipt_id.isprintable()):
             # A flipped bit; no backend could acknowledge that.
             receipt_id = new_id
             self._db.execute("UPDATE loss_receipt SET id = ?", (receipt_id,))

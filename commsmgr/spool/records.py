@@ -31,8 +31,8 @@ def first_seq(lane: int) -> int:
 
 
 def lane_of(seq: int) -> Lane:
-    """Return the lane that the entry ``seq`` is in."""
-    return Lane(seq >> _LANE_BITS)
+    """Return the lane that the entry ``seq`` is in, also of a number that is none, as a damaged row may have."""
+    return Lane.EVENT if seq < first_seq(Lane.STATE) else Lane.STATE
 
 
 class Entry(Struct, frozen=True):

@@ -346,7 +346,7 @@ def _told(body: bytes) -> int:
     """Return how many losses a receipt tells of; one that is damaged will tell of one."""
     try:
         return sum(loss.count for loss in msgspec.json.decode(body, type=list[Loss]))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return 1
 
 

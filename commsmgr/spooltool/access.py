@@ -8,7 +8,6 @@ belongs to the agent's user, who would else be locked out of its own spool.
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 import time
@@ -21,9 +20,10 @@ from commsmgr.errors import SpoolError, SpoolLocked, SpoolWriteFailed
 from commsmgr.spool import files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books
-from commsmgr.spool.opening import BUILT, Opening, code
+from commsmgr.spool.faults import is_full, is_torn
+from commsmgr.spool.opening import BUILT, Opening
 from commsmgr.spool.schema import NewerVersion
-from commsmgr.spooltool.snapshot import Unusable, is_torn, require
+from commsmgr.spooltool.snapshot import Unusable, require
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ def with_room(directory: str, work: Callable[[], T]) -> T:
         try:
             return work()
         except (sqlite3.Error, OSError) as error:
-            if not _is_full(error):
+            if not is_full(error):
                 raise
         Ballast(directory).drop()
         return work()
@@ -139,12 +139,6 @@ def with_room(directory: str, work: Callable[[], T]) -> T:
         if is_torn(error):
             raise Unusable(f"the database in {directory} is damaged: {error}; nothing was changed") from None
         raise WriteFailed(f"the spool in {directory} cannot be written: {error}") from None
-
-
-def _is_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, sqlite3.Error) and code(error) == sqlite3.SQLITE_FULL
 
 
 class WriteFailed(SpoolWriteFailed):

@@ -15,6 +15,7 @@ import msgspec
 from commsmgr import config
 from commsmgr.errors import ConfigError, SpoolError
 from commsmgr.settings import load_spool
+from commsmgr.spool.faults import is_torn
 from commsmgr.spooltool import access, changes, health, repair, snapshot
 from commsmgr.spooltool.rows import Row, Table, listing, named
 
@@ -157,7 +158,7 @@ def _listed(options: argparse.Namespace, tables: Iterable[Table], output: TextIO
 
 
 def _in_words(error: sqlite3.DatabaseError, directory: str) -> SpoolError:
-    if snapshot.is_torn(error):
+    if is_torn(error):
         return snapshot.Unusable(f"not everything in {directory} can be read: {error}")
     return SpoolError(f"the copy of {directory} cannot be read: {error}")
 

@@ -18,10 +18,11 @@ from msgspec import Struct, structs
 
 from commsmgr.spool import ballast, files
 from commsmgr.spool.books import read_counter
+from commsmgr.spool.faults import is_torn
 from commsmgr.spool.records import Lane, command_checksum, entry_checksum, first_seq
 from commsmgr.spooltool.access import needs_salvage
 from commsmgr.spooltool.rows import Row, is_whole, reported
-from commsmgr.spooltool.snapshot import Snapshot, is_torn, require, taken
+from commsmgr.spooltool.snapshot import Snapshot, require, taken
 
 MAX_FINDINGS: Final = 100
 """Sentences that are taken from SQLite's own check."""

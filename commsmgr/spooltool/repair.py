@@ -20,13 +20,13 @@ from commsmgr import config
 from commsmgr.errors import SpoolError
 from commsmgr.spool import files
 from commsmgr.spool.books import Books
+from commsmgr.spool.faults import is_torn
 from commsmgr.spool.opening import Opening
 from commsmgr.spool.records import command_checksum
 from commsmgr.spool.schema import NewerVersion
 from commsmgr.spooltool import access
 from commsmgr.spooltool.health import NEXT, damaged_rows, recount, structure, wrong_totals
 from commsmgr.spooltool.rows import Row
-from commsmgr.spooltool.snapshot import is_torn
 
 
 def repair(settings: config.Spool, wall: Callable[[], float]) -> Iterator[Row]:

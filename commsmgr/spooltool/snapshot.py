@@ -47,8 +47,8 @@ from msgspec import Struct
 
 from commsmgr.errors import SpoolError
 from commsmgr.spool import files, wal
-from commsmgr.spool.books import TORN
-from commsmgr.spool.opening import BUILT, code
+from commsmgr.spool.faults import is_full, is_torn
+from commsmgr.spool.opening import BUILT
 from commsmgr.spool.schema import NewerVersion, prepare
 
 ATTEMPTS: Final = 50
@@ -192,11 +192,6 @@ def _judged(path: str) -> Snapshot:
     return snapshot
 
 
-def is_torn(error: sqlite3.Error) -> bool:
-    """Say whether ``error`` means that the database is damaged."""
-    return code(error) in TORN
-
-
 def _state(path: str) -> object:
     """Return what changes when the copies made meanwhile may not fit together."""
     try:
@@ -235,7 +230,7 @@ def _copy(source: str, target: str) -> None:
             if os.path.lexists(target):
                 os.unlink(target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise SpoolError(
                 f"there is no room for a copy of {source} in {os.path.dirname(target)}; name a directory with room"
                 " by the environment variable TMPDIR"

@@ -1,0 +1,34 @@
+"""What an error says about the disk and the database: damaged, or full."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from typing import Final
+
+TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+"""The codes by which SQLite says that a database is damaged."""
+
+
+def code(error: sqlite3.Error) -> int:
+    """Return the primary result code; sqlite3 leaves it out of errors of its own."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def is_torn(error: BaseException) -> bool:
+    """Say whether ``error`` means that the database is damaged."""
+    return isinstance(error, sqlite3.Error) and code(error) in TORN
+
+
+def is_full(error: BaseException) -> bool:
+    """Say whether ``error`` means that there is no room on the disk."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, sqlite3.Error) and code(error) == sqlite3.SQLITE_FULL
+
+
+def torn(reason: str) -> sqlite3.DatabaseError:
+    """Return the error by which SQLite would say that the database is damaged, for damage that it does not see."""
+    error = sqlite3.DatabaseError(reason)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
