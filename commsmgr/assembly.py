@@ -211,7 +211,7 @@ class Run:
             new_id=self.new_id,
             queue=self.overview.queue,
             activity=lambda: (len(self.channel), 0 if self.runner is None else self.runner.running),
-            last_inventory=lambda: self.inventories.last_accepted,
+            inventories=self.inventories,
             on_command=self.intake.arrived,
             losses=self.losses,
             metrics=self.metrics,

@@ -117,6 +117,7 @@ class HeartbeatAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     The answer to a heartbeat; ``commands`` only from a commsmgr.v1 backend while no WebSocket can be had.
 
     ``acked_losses``, from a commsmgr.v1 backend only, is the id of the heartbeat's loss receipt, once it is stored.
+    ``inventory_checksum``, from a commsmgr.v1 backend only, is that of the inventory that it has, empty if it has none.
     """
 
     status: ShortText = ""
@@ -125,6 +126,7 @@ class HeartbeatAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     commands: Annotated[list[msgspec.Raw], Meta(max_length=1000)] = []
     """Each one a ``command`` envelope; raw, so that a malformed one does not take the others with it."""
     acked_losses: ShortText = ""
+    inventory_checksum: ShortText | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

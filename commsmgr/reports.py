@@ -3,6 +3,11 @@ What the agent says of itself: the heartbeat and the inventory, put together and
 
 The heartbeat is a pulse: built when it is sent, kept nowhere. The inventory is a state: a newer one replaces an unsent
 older one in the outbox, and content that the backend already has is not sent again before ``inventory.resend_after``.
+
+What a backend has is the last that came to it, and that need not be the last that was sent: a request that was given up
+on a slow way, perhaps by an agent that has died since, may arrive after its successor. Nothing can be read from times
+and ids then, for clocks step. So a commsmgr.v1 backend says in each answer to a heartbeat which inventory it has, and
+if that is another than the one it took last, the next inventory is sent even if nothing has changed.
 """
 
 from __future__ import annotations
@@ -72,7 +77,7 @@ class Heartbeats:
         new_id: Callable[[], str],
         queue: Callable[[], QueueStatus],
         activity: Callable[[], tuple[int, int]],
-        last_inventory: Callable[[], str],
+        inventories: Inventories,
         on_command: Callable[[Heartbeats, CommandArrived], None],
         losses: LossReports,
         metrics: Metrics,
@@ -87,7 +92,7 @@ class Heartbeats:
         self._new_id = new_id
         self._queue = queue
         self._activity = activity
-        self._last_inventory = last_inventory
+        self._inventories = inventories
         self._on_command = on_command
         self._losses = losses
         self._metrics = metrics
@@ -106,6 +111,7 @@ class Heartbeats:
         queue = self._queue()
         pending, running = self._activity()
         acked, self._acked = self._acked, []
+        inventory = self._inventories.accepted_checksum
         oldest = queue.oldest_event_at
         beat = Heartbeat(
             machine_id=self._identity.machine_id,
@@ -114,7 +120,7 @@ class Heartbeats:
             status=status,
             agent_version=self._identity.agent_version,
             uptime_seconds=int(self._seconds() - self._began),
-            last_inventory=self._last_inventory(),
+            last_inventory=self._inventories.last_accepted,
             system_health=health,
             pending_commands=pending,
             active_tasks=running,
@@ -151,6 +157,8 @@ class Heartbeats:
         answer = _read(response)
         self._take_commands(answer)
         self._losses.acked(answer.acked_losses)
+        if answer.inventory_checksum is not None:
+            self._inventories.held(answer.inventory_checksum, expected=inventory)
         return answer
 
     def _take_commands(self, answer: HeartbeatAnswer) -> None:
@@ -191,6 +199,8 @@ class Inventories:
     Sends inventories through the outbox.
 
     :param in_thread: runs a function in a thread, since taking stock of a machine takes a while.
+    :ivar last_accepted: when a backend took one, as RFC 3339; empty for never.
+    :ivar accepted_checksum: of the one that a backend took last; empty for none, or when a backend has another.
     """
 
     log = Logger()
@@ -222,6 +232,7 @@ class Inventories:
         self._sent: tuple[bytes, float] = (b"", 0.0)
         self._fingerprints: dict[str, bytes] = {}
         self.last_accepted = ""
+        self.accepted_checksum = ""
 
     async def send(self, data: JSONObject | None = None, *, force: bool = False) -> str | None:
         """
@@ -270,20 +281,38 @@ class Inventories:
             self._metrics.invalid("inventory-answer")
             received = ""
         if received and received != sent:
-            self._metrics.message("inventory", "out", "checksum-differs")
-            self._sent = (b"", 0.0)
-            self.log.warn(
-                "the backend stored an inventory with checksum {received}, sent was {sent}; it will be sent again",
-                event="inventory.checksum-differs",
-                received=received[:80],
-                sent=sent,
-            )
+            self._differs(received, sent)
             return
+        self.accepted_checksum = sent
         self.log.info(
             "inventory accepted after {milliseconds:.0f} ms",
             event="inventory.accepted",
             milliseconds=response.elapsed * 1000,
             message_id=entry.id,
+        )
+
+    def held(self, checksum: str, *, expected: str) -> None:
+        """
+        A backend has answered a heartbeat, and said which inventory it has.
+
+        Nothing can be said while one is on its way: it may have come already, and will if it has not.
+
+        :param checksum: of that inventory, empty if it has none.
+        :param expected: :attr:`accepted_checksum` when the heartbeat was sent.
+        """
+        if expected and expected == self.accepted_checksum != checksum and not self._outbox.stats.states:
+            self._differs(checksum, expected)
+
+    def _differs(self, received: str, sent: str) -> None:
+        """Send an inventory the next time even if it is unchanged."""
+        self._metrics.message("inventory", "out", "checksum-differs")
+        self._sent = (b"", 0.0)
+        self.accepted_checksum = ""
+        self.log.warn(
+            "the backend has an inventory with checksum {received}, sent was {sent}; it will be sent again",
+            event="inventory.checksum-differs",
+            received=received[:80],
+            sent=sent,
         )
 
 

@@ -94,6 +94,19 @@ class InventoryTests(BackendTestCase):
         )
         self.assertEqual(inventory(), backend.ledger.inventory_of("m-1"))
 
+    async def test_held(self) -> None:
+        """A heartbeat of commsmgr.v1 is told which inventory the backend has, or that it has none; no other is."""
+        await self.start()
+        data = b'{"a":1}'
+        held = []
+        for _ in range(2):
+            beat = await self.post("/heartbeat", {"machine_id": "m-1", "acked_commands": []})
+            plain = await self.post("/heartbeat", {"machine_id": "m-1"})
+            self.assertNotIn("inventory_checksum", plain.json)
+            held.append(beat.json["inventory_checksum"])
+            await self.post("/inventory", inventory(data))
+        self.assertEqual(["", hashlib.sha256(data).hexdigest()], held)
+
     async def test_refused(self) -> None:
         """A wrong checksum or a missing machine_id is answered with 400, and nothing is stored."""
         backend = await self.start()

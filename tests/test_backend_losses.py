@@ -82,7 +82,7 @@ class LossReceiptTests(BackendTestCase):
         self.assertEqual("http", (await told).transport)
         self.assertEqual([("l-1", "http", 2)], self.stored())
         answer = await self.post("/heartbeat", {"machine_id": "m-1", "acked_commands": [], "delivery": {}})
-        self.assertEqual({"status", "timestamp", "message"}, set(answer.json))
+        self.assertEqual({"status", "timestamp", "message", "inventory_checksum"}, set(answer.json))
 
     async def test_both_ways(self) -> None:
         """The id is the receipt's: what came over the WebSocket is known when it comes in a heartbeat."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,19 @@ class Wiring(WorldTestCase):
         await until(lambda: manager.status().queue.states == 0 and run.inventories.last_accepted)
         self.assertIsNone(await manager.send_inventory())
         self.assertIsNotNone(await manager.send_inventory(force=True))
+
+    async def test_overtaken_inventory(self) -> None:
+        """An older inventory that arrives late does not stay the backend's latest although nothing changes."""
+        manager, run = await self._connected()
+        await manager.send_inventory({"a": 1})
+        await until(lambda: manager.status().queue.states == 0 and run.inventories.last_accepted)
+        await manager.send_heartbeat()
+        self.assertIsNone(await manager.send_inventory({"a": 1}))
+        late = sha256(b"{}").hexdigest()
+        body = b'{"machine_id":"%b","checksum":"%b","data":{}}' % (MACHINE.encode(), late.encode())
+        await manager.send_http("POST", "/inventory", body=body)
+        await manager.send_heartbeat()
+        self.assertIsNotNone(await manager.send_inventory({"a": 1}))
 
     async def test_intervals(self) -> None:
         """Intervals that the backend sets hold until the session ends."""

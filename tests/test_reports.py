@@ -71,6 +71,12 @@ class HeartbeatTests(SynchronousTestCase):
             events=2, event_bytes=30, oldest_event_at=1000.0, outage_budget=77.0, unreported_losses=9
         )
         self.losses: Any = SimpleNamespace(outstanding=None, acked=self.acked_losses.append)
+        self.held: list[tuple[str, str]] = []
+        self.inventories: Any = SimpleNamespace(
+            last_accepted="earlier",
+            accepted_checksum="c1",
+            held=lambda checksum, expected: self.held.append((checksum, expected)),
+        )
         requests: Any = self.requests
         self.beats = Heartbeats(
             identity=IDENTITY,
@@ -83,7 +89,7 @@ class HeartbeatTests(SynchronousTestCase):
             new_id=lambda: "id-1",
             queue=lambda: self.queue,
             activity=lambda: (3, 4),
-            last_inventory=lambda: "earlier",
+            inventories=self.inventories,
             on_command=lambda source, command: self.commands.append(command),
             losses=self.losses,
             metrics=Metrics(self.registry, seconds=self.clock.seconds),
@@ -189,6 +195,17 @@ class HeartbeatTests(SynchronousTestCase):
         self.losses.outstanding = None
         self.answered()
         self.assertNotIn("losses", self.requests.sent[-1][2]["delivery"])
+
+    def test_inventory(self) -> None:
+        """Which inventory a backend has is passed on if it says so, with what it had when the heartbeat was sent."""
+        waiting = self.send()
+        self.inventories.accepted_checksum = "c2"
+        self.requests.waiting[-1].callback(answer(b'{"inventory_checksum":"c1"}'))
+        self.successResultOf(waiting)
+        self.answered(b'{"inventory_checksum":""}')
+        self.answered(b'{"inventory_checksum":null}')
+        self.answered()
+        self.assertEqual(self.held, [("c1", "c1"), ("", "c2")])
 
     def test_not_a_backend(self) -> None:
         """An answer that is no JSON of a backend is a failure, whatever its status says."""
@@ -345,6 +362,32 @@ class InventoryTests(SynchronousTestCase):
         checksum = msgspec.json.decode(entry.body)["checksum"]
         self.inventories.delivered(entry, answer(msgspec.json.encode({"checksum_received": checksum})))
         self.assertIsNone(self.send({"a": 1}))
+        self.assertEqual(self.counted("checksum-differs"), 0)
+
+    def test_another_is_held(self) -> None:
+        """A backend that has another than it took last gets an inventory again, and the log says so once."""
+        for number, other in enumerate(("beef", ""), 1):
+            self.send({"a": 1})
+            self.deliver()
+            accepted = self.inventories.accepted_checksum
+            self.inventories.held(accepted, expected=accepted)
+            self.assertIsNone(self.send({"a": 1}))
+            for _ in range(2):
+                self.inventories.held(other, expected=accepted)
+            self.assertEqual((self.counted("checksum-differs"), self.inventories.accepted_checksum), (number, ""))
+        self.assertEqual(self.send({"a": 1}), "i3")
+
+    def test_another_may_be_held(self) -> None:
+        """Nothing follows from what a backend had before it took one, while one is on its way, or in a new run."""
+        self.inventories.held("beef", expected="")
+        self.send({"a": 1})
+        self.deliver()
+        before = self.inventories.accepted_checksum
+        self.send({"a": 2})
+        self.inventories.held("beef", expected=before)
+        self.deliver()
+        self.inventories.held("beef", expected=before)
+        self.assertIsNone(self.send({"a": 2}))
         self.assertEqual(self.counted("checksum-differs"), 0)
 
     def test_answers_that_say_nothing(self) -> None:

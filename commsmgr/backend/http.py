@@ -105,6 +105,7 @@ class AgentHTTP:
                 message="heartbeat received",
                 commands=switchboard.for_heartbeat(machine_id) if v1 else [],
                 acked_losses=losses.id if losses is not None else "",
+                inventory_checksum=switchboard.ledger.inventory_checksum_of(machine_id) if v1 else None,
             )
         )
 

@@ -207,6 +207,11 @@ class Ledger:
         row = self._db.execute("SELECT inventory FROM machines WHERE machine_id = ?", (machine_id,)).fetchone()
         return row[0] if row else None
 
+    def inventory_checksum_of(self, machine_id: str) -> str:
+        """Return the checksum of the latest inventory, empty if there is none."""
+        row = self._db.execute("SELECT checksum FROM machines WHERE machine_id = ?", (machine_id,)).fetchone()
+        return str(row[0]) if row else ""
+
     def machines(self) -> list[MachineRow]:
         """Return every machine ever seen, by name."""
         return [
