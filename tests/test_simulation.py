@@ -107,8 +107,8 @@ class OracleTests(SynchronousTestCase):
         self.ran("command-2", key=2)
         self.kept("r2", "c2", key=2)
         self.stored("r2", "c2", "command-2")
-        self.note(AGENT, "stock", "s1", number=1)
-        self.note("backend", "inventory", AGENT, number=1)
+        self.stocked("s1", 1)
+        self.comes(1)
         self.note("world", "healed", AGENT, within=20.0)
         self.note(AGENT, "in-touch")
         self.note("world", "settled")
@@ -130,6 +130,15 @@ class OracleTests(SynchronousTestCase):
     def stored(self, name: str, command: str, tag: str = "", status: str = "success", **facts: Fact) -> None:
         known: dict[str, Fact] = {"digest": "d", "short": False, "by": "http", "again": False}
         self.note("backend", "stored", name, command=command, tag=tag, status=status, **known | facts)
+
+    def stocked(self, name: str, number: int) -> None:
+        """Let an agent make an inventory."""
+        self.note(AGENT, "handed", name, number=number)
+        self.note(AGENT, "stock", name, number=number)
+
+    def comes(self, number: int, *, told: bool = True) -> None:
+        """Let an inventory come to the backend."""
+        self.note("backend", "inventory", AGENT, number=number, told=told)
 
     def answered(self, name: str, command: str, status: str) -> None:
         self.kept(name, command, status)
@@ -200,7 +209,7 @@ class OracleTests(SynchronousTestCase):
     def test_stuck(self) -> None:
         """What waits in an outbox for ever is not delivered."""
         self.ends[AGENT].waiting.append("r9")
-        self.ends[AGENT].states = 1
+        self.ends[AGENT].states.append("s9")
         self.objects("accepted_is_delivered", 2)
 
     def test_unanswered(self) -> None:
@@ -324,25 +333,56 @@ class OracleTests(SynchronousTestCase):
 
     def test_stale_state(self) -> None:
         """The last inventory that was accepted arrives, and is the last."""
-        self.note(AGENT, "stock", "s2", number=2)
+        self.stocked("s2", 2)
         self.objects("states_are_latest")
-        self.note("backend", "inventory", AGENT, number=2)
+        self.comes(2)
         self.content()
-        self.note("backend", "inventory", AGENT, number=1)
+        self.comes(1)
         self.objects("states_are_latest", 2)
 
-    def test_late_state(self) -> None:
-        """A slow one may arrive after its successor, but must not be the last."""
-        self.note("world", "fault", "slow", number=1)
-        self.note("backend", "inventory", AGENT, number=3)
-        self.note("world", "over", "slow", number=1)
-        self.note("backend", "inventory", AGENT, number=2)
+    def test_replaced_state(self) -> None:
+        """One that was given up, or is left at the end, has replaced what was accepted before, and nothing after it."""
+        end = self.ends[AGENT]
+        self.stocked("s2", 2)
+        self.note(AGENT, "handed", "s3", number=2)
         self.objects("states_are_latest")
-        self.note("backend", "inventory", AGENT, number=4)
+        end.states.append("s3")
+        self.note("world", "ending")
+        self.content()
+        end.states.clear()
+        end.dead.append(DeadLetter("s3", "inventory", "", "refused: refused", 100.0, 109.0))
+        end.losses["refused inventory"] = end.unreported = 1
+        self.declined("s3")
+        self.content()
+        self.stocked("s4", 3)
+        self.objects("states_are_latest")
+
+    def test_left_state(self) -> None:
+        """A state may be left that was made when all was about to end, and no other."""
+        self.note(AGENT, "handed", "s2", number=2)
+        self.ends[AGENT].states.append("s2")
+        self.objects("accepted_is_delivered")
+        self.note("world", "ending")
+        self.content()
+        self.history.records.pop()
+        self.now += 1.0
+        self.note("world", "ending")
+        self.objects("accepted_is_delivered")
+
+    def test_late_state(self) -> None:
+        """A slow one may arrive after its successor, but must not be the last if the agent is told."""
+        self.note("world", "fault", "slow", number=1)
+        self.comes(3)
+        self.note("world", "over", "slow", number=1)
+        self.comes(2)
+        self.objects("states_are_latest")
+        self.comes(4)
+        self.content()
+        self.comes(3, told=False)
         self.content()
         self.now += 60.0
-        self.note("backend", "inventory", AGENT, number=3)
-        self.note("backend", "inventory", AGENT, number=5)
+        self.comes(3, told=False)
+        self.comes(5)
         self.objects("states_are_latest")
 
     def test_bounds(self) -> None:
@@ -430,4 +470,4 @@ class OracleTests(SynchronousTestCase):
     def test_text(self) -> None:
         """A line says when, who, what, and the facts in the order in which they were given."""
         self.note(AGENT, "ran", "command-9", key=1, late=0.25)
-        self.assertEqual("  14.000000  agent-1    ran        command-9 key=1 late=0.25", self.history.text(1))
+        self.assertEqual("  15.000000  agent-1    ran        command-9 key=1 late=0.25", self.history.text(1))

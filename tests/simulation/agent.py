@@ -202,12 +202,9 @@ class Agent(Process):
         self._stock += 1
         number = self._stock
         try:
-            message = await manager.send_inventory(self.inventory())
+            await manager.send_inventory(self.inventory())
         except SpoolError as error:
             self.note("refused", f"inventory-{number}", error=type(error).__name__)
-        else:
-            if message is not None:
-                self.note("stock", message, number=number)
 
     def inventory(self) -> JSONObject:
         """Say what the machine is."""
@@ -250,7 +247,7 @@ class Agent(Process):
         try:
             db.execute("PRAGMA locking_mode = EXCLUSIVE")  # the simulated disk has no shared memory
             end.waiting = [name for (name,) in db.execute("SELECT id FROM entry WHERE key = ''")]
-            (end.states,) = db.execute("SELECT count(*) FROM entry WHERE key <> ''").fetchone()
+            end.states = [name for (name,) in db.execute("SELECT id FROM entry WHERE key <> ''")]
             end.open_commands = [name for (name,) in db.execute("SELECT id FROM command WHERE finished_at IS NULL")]
             (end.unreported,) = db.execute("SELECT losses FROM counter").fetchone()
             for total, rows in _TOTALS.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
@@ -17,6 +16,7 @@ from commsmgr.errors import NotRunning
 from tests.simulation.agent import EPOCH, reports, tag_of
 from tests.simulation.process import Process
 from tests.simulation.setting import BACKEND, PORT
+from tests.simulation.witness import number_of
 
 if TYPE_CHECKING:
     from tests.simulation.scenario import World
@@ -37,6 +37,8 @@ class Backend(Process):
 
     def __init__(self, world: World) -> None:
         super().__init__(world, BACKEND)
+        self._inventories: dict[str, list[int]] = {}
+        self._tells = world.setting.dialect == "v1"
 
     def boot(self) -> None:
         """Start the reference backend."""
@@ -101,6 +103,11 @@ class Backend(Process):
         """Whether the agent has taken every command that the backend keeps for it."""
         return self.alive and self.service.running and not self.service.ledger.pending(agent, 1)
 
+    def has_latest_of(self, agent: str) -> bool:
+        """Whether it has the agent's latest inventory, if it lets the agent know which one it has."""
+        came = self._inventories.get(agent, [0])
+        return not self._tells or came[-1] == max(came)
+
     def connected(self, agent: str) -> bool:
         """Whether the agent is registered here."""
         return self.alive and self.service.running and bool(self.service.connected(agent))
@@ -123,9 +130,9 @@ class Backend(Process):
                 again=event.kind == "duplicate",
             )
         elif event.kind == "inventory":
-            stored = msgspec.json.decode(self.service.ledger.inventory_of(event.machine_id) or b"")
-            number = stored["data"]["system"]["number"]
-            history.note(self.name, "inventory", event.machine_id, number=number)
+            number = number_of(self.service.ledger.inventory_of(event.machine_id) or b"")
+            self._inventories.setdefault(event.machine_id, []).append(number)
+            history.note(self.name, "inventory", event.machine_id, number=number, told=self._tells)
         elif event.kind == "losses":
             for row in detail["losses"]:
                 facts = {name: row[name] for name in ("reason", "kind", "count")}

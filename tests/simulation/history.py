@@ -12,7 +12,8 @@ The words that the oracles know:
 ``stored``         a result came and is durable at the backend; ``again`` if it was there before; ``short`` if it says
                    that its output is no longer kept
 ``declined``       a backend refused a message: for good, unless ``later``; ``fault`` if it was told to
-``inventory``      an inventory is durable at the backend
+``inventory``      an inventory is durable at the backend; ``told`` if the agent learns from heartbeats which one the
+                   backend has (commsmgr.v1)
 ``started``        an agent's manager has started; ``stopped``: it has stopped in order
 ``died``           a process died; ``power`` says whether its machine did too
 ``ran``            an agent's handler was called with a command
@@ -20,7 +21,7 @@ The words that the oracles know:
                    that it closes, 0 if it closes none
 ``accepted``       an agent was told that a result is durable
 ``known``          a command came again; ``missing`` if its result is not remembered any more
-``stock``          an agent was told that an inventory is durable
+``handed``         an inventory was handed to the spool; ``stock``: the spool has said that it is durable
 ``losses``         a row of a receipt for messages that were given up is durable at the backend
 ``leftover``       something is still there of a process that has stopped in order
 ``complaint``      an error was logged, or an exception escaped
@@ -78,7 +79,7 @@ class AgentEnd(Struct):
     What was found of one agent at the end.
 
     :ivar waiting: ids of events in its outbox.
-    :ivar states: how many states are in its outbox.
+    :ivar states: ids of states in its outbox.
     :ivar open_commands: ids of commands in its inbox without a result.
     :ivar dead: its dead letters.
     :ivar losses: what it has counted as lost and no backend has acknowledged, by reason and kind.
@@ -89,7 +90,7 @@ class AgentEnd(Struct):
     """
 
     waiting: list[str] = field(default_factory=list)
-    states: int = 0
+    states: list[str] = field(default_factory=list)
     open_commands: list[str] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     losses: dict[str, int] = field(default_factory=dict)

@@ -21,6 +21,9 @@ from tests.simulation.setting import CONCURRENCY, REPEATABLE
 LATE = 30.0
 """Seconds for which a request may be on its way that nobody waits for any more, once the way was bad."""
 
+UNDER_WAY = 1.0
+"""Seconds that a state may take from the spool to the backend in good weather."""
+
 REPORTS = "reports-of-"
 """What the ids of commands begin with that nobody gave: an agent's own events answer them."""
 
@@ -32,9 +35,11 @@ def accepted_is_delivered(history: History, ends: Ends) -> list[str]:
     """
     A result that was accepted has arrived, or is a dead letter for a good reason; none waits for ever.
 
-    Where dead letters had to give way to newer ones, which is counted, so many may be missing.
+    Where dead letters had to give way to newer ones, which is counted, so many may be missing. A state that the agent
+    made just before it was stopped for the last time may be left: there is no next start that would send it.
     """
     arrived = {record.subject for record in history.all("stored")}
+    ending = _ending(history)
     wrong = []
     for agent, end in ends.items():
         kept = {record.subject: record for record in history.all("kept", agent)}
@@ -57,9 +62,18 @@ def accepted_is_delivered(history: History, ends: Ends) -> list[str]:
             if not _is_justified(history, letter, kept.get(letter.id))
         ]
         wrong += [f"{agent}: event {name} was never delivered" for name in end.waiting]
-        if end.states:
-            wrong.append(f"{agent}: {end.states} states were never delivered")
+        handed = {record.subject: record.at for record in history.all("handed", agent)}
+        wrong += [
+            f"{agent}: state {name} was never delivered"
+            for name in end.states
+            if handed.get(name, 0.0) < ending - UNDER_WAY
+        ]
     return wrong
+
+
+def _ending(history: History) -> float:
+    """Return when everything began to be stopped."""
+    return next((record.at for record in history.all("ending")), float("inf"))
 
 
 def _is_justified(history: History, letter: DeadLetter, kept: Record | None) -> bool:
@@ -225,7 +239,9 @@ def states_are_latest(history: History, ends: Ends) -> list[str]:
     Inventories arrive in the order of their making, and the last one that was accepted, or a later one, is the last.
 
     Exempt is a request that the agent has given up and that was slow on its way: it may arrive after its successor,
-    :data:`LATE` seconds after a time in which something held messages up.
+    :data:`LATE` seconds after a time in which something held messages up. It may be the last where the agent is not
+    told which one its backend has. Exempt, too, is what was accepted before one that is a dead letter, or is left: that
+    one has replaced it.
     """
     slow = _slow_times(history)
     wrong = []
@@ -235,12 +251,20 @@ def states_are_latest(history: History, ends: Ends) -> list[str]:
             if record.subject == agent:
                 number = int(record.facts["number"])
                 late = any(begun <= record.at <= over + LATE for begun, over in slow)
-                if arrived and number < max(arrived) and not late:
-                    wrong.append(f"{agent}: inventory {number} arrived at {record.at:.3f} after {max(arrived)}")
+                if arrived and number < max(arrived):
+                    if not late:
+                        wrong.append(f"{agent}: inventory {number} arrived at {record.at:.3f} after {max(arrived)}")
+                    elif not record.facts["told"]:
+                        continue
                 arrived.append(number)
-        dead = {letter.id for letter in end.dead}
-        stock = [record for record in history.all("stock", agent) if record.subject not in dead]
-        accepted = max((int(record.facts["number"]) for record in stock), default=0)
+        gone = {letter.id for letter in end.dead} | set(end.states)
+        stock = {record.subject for record in history.all("stock", agent)}
+        accepted = 0
+        for record in history.all("handed", agent):
+            if record.subject in gone:
+                accepted = 0
+            elif record.subject in stock:
+                accepted = max(accepted, int(record.facts["number"]))
         last = arrived[-1] if arrived else 0
         if max(accepted, *arrived, 0) > last:
             wrong.append(f"{agent}: inventory {max(accepted, *arrived, 0)} is the latest, the last to arrive is {last}")
@@ -292,7 +316,7 @@ def nothing_is_left(history: History, ends: Ends) -> list[str]:
 def back_in_time(history: History, ends: Ends) -> list[str]:
     """Once the faults are over every agent is in touch within the promised time and stays so, and all is settled."""
     wrong = []
-    ending = next((record.at for record in history.all("ending")), float("inf"))
+    ending = _ending(history)
     for healed in history.all("healed"):
         agent, within = healed.subject, float(healed.facts["within"])
         apart = True

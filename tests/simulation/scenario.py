@@ -248,7 +248,10 @@ class World:
         calm = self.clock.run_while(
             lambda: (
                 not all(
-                    agent.idle and self._in_touch(agent) and self.backend.has_nothing_for(agent.name)
+                    agent.idle
+                    and self._in_touch(agent)
+                    and self.backend.has_nothing_for(agent.name)
+                    and self.backend.has_latest_of(agent.name)
                     for agent in self.agents
                 )
             ),

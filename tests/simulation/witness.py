@@ -35,6 +35,11 @@ def digest(body: ResultBody) -> str:
     return f"{crc32(msgspec.json.encode(content)):08x}"
 
 
+def number_of(inventory: bytes) -> int:
+    """Return an inventory's number: the agent counts those that it makes by itself."""
+    return int(msgspec.json.decode(inventory)["data"]["system"]["number"])
+
+
 class Witness:
     """What is noted, and who notes it."""
 
@@ -95,8 +100,13 @@ class Witness:
             def kept(seq: int) -> int:
                 if facts["lane"] is Lane.EVENT:
                     self._kept(facts["id"], None, facts["body"], facts.get("ttl"))
+                else:
+                    self._note("stock", facts["id"], number=number_of(facts["body"]))
                 return seq
 
+            if facts["lane"] is Lane.STATE:
+                # Noted before it is durable as well: nobody may be left to be told that it is.
+                self._note("handed", facts["id"], number=number_of(facts["body"]))
             return genuine(outbox, **facts).addCallback(kept)
 
         return put
