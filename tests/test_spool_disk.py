@@ -390,12 +390,12 @@ class FailingDiskTests(OnDisk):
 
     async def test_disk_away(self) -> None:
         """
-        While nothing can be opened submissions fail and receipts wait; afterwards the receipts are done, and what was
-        refused but had reached the log is handed out.
+        While nothing can be opened submissions fail, receipts and refusals wait; afterwards these are done, and what its
+        submitter was refused but had reached the log is handed out.
         """
         spool = self.spool()
         await spool.open()
-        first = await self.event(spool, "a")
+        first, second = await self.event(spool, "a"), await self.event(spool, "refused")
         broken = [True]
         connect = sqlite3.connect
 
@@ -409,12 +409,14 @@ class FailingDiskTests(OnDisk):
         self.patch(sqlite3, "connect", failing)
         await self.in_writer(spool, lambda: self.fail_commit(spool, really=True))
         await self.assertFailure(self.event(spool, "b"), SpoolWriteFailed)
-        self.assertEqual(spool.outbox.stats.events, 1)
-        forgotten = spool.outbox.forget([first])
+        self.assertEqual(spool.outbox.stats.events, 2)
+        forgotten, buried = spool.outbox.forget([first]), spool.outbox.bury(second, "refused")
         await self.assertFailure(self.event(spool, "c"), SpoolWriteFailed)
-        self.assertFalse(forgotten.called)
+        self.assertFalse(forgotten.called or buried.called)
         broken[0] = False
         await forgotten
+        await buried
+        self.assertEqual(spool.outbox.stats.dead_letters, 1)
         self.assertEqual(await self.all_ids(spool, rewind=False), ["b"])
 
     async def test_close_with_receipts_that_cannot_be_written(self) -> None:

@@ -123,7 +123,7 @@ class Outbox:
         """
         Make a dead letter of an entry that was refused for good; it is not handed out again from now on.
 
-        When the disk fails it stays an entry, and comes again after a rewind.
+        A disk that fails only delays it.
 
         :param reason: kept with it. Counted under its part before the first colon, which should be one of a few words.
         """
@@ -301,6 +301,7 @@ class _Forget(_OutboxJob):
 class _Bury(_OutboxJob):
     __slots__ = ("now", "reason", "seq")
     essential = True
+    persistent = True
 
     def __init__(self, outbox: Outbox, seq: int, reason: str, now: float) -> None:
         super().__init__(outbox)
