@@ -99,14 +99,15 @@ class Opening:
             aside = self._replace("damaged")
         return self._open(), aside
 
-    def connect(self, *, damaged: bool = False) -> Books:
+    def connect(self, *, damaged: bool = False, doubtful: bool = False) -> Books:
         """
         Open the database as it is.
 
         :param damaged: whether it is known to be damaged.
+        :param doubtful: whether the disk has failed since it was opened last.
         """
         synchronous = "NORMAL" if self._settings.durability == "normal" else "FULL"
-        return self._connect(self._path, synchronous, damaged=damaged)
+        return self._connect(self._path, synchronous, damaged=damaged, doubtful=doubtful)
 
     def _open(self) -> Books:
         if not os.path.lexists(self._path):
@@ -136,10 +137,10 @@ class Opening:
         os.rename(building, self._path)
         files.sync_directory(os.path.dirname(self._path))
 
-    def _connect(self, path: str, synchronous: str, *, damaged: bool) -> Books:
+    def _connect(self, path: str, synchronous: str, *, damaged: bool, doubtful: bool = False) -> Books:
         db = sqlite3.connect(path, isolation_level=None, timeout=0)
         try:
-            prepare(db, synchronous=synchronous, in_memory=path == ":memory:")
+            prepare(db, synchronous=synchronous, in_memory=path == ":memory:", doubtful=doubtful)
             quarter = self._settings.max_bytes // 4
             return Books(
                 db,

@@ -13,6 +13,8 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
+from commsmgr.spool import layout
+
 APPLICATION_ID: Final = 0x636F6D6D
 """Bytes 68 to 71 of the file: "comm"."""
 
@@ -108,24 +110,31 @@ class NewerVersion(Exception):
     """The database was written by a newer commsmgr."""
 
 
-def prepare(db: sqlite3.Connection, *, synchronous: str, in_memory: bool) -> None:
+def prepare(db: sqlite3.Connection, *, synchronous: str, in_memory: bool, doubtful: bool = False) -> None:
     """
     Make a freshly connected ``db`` ready: settings in the one order that works, then the migrations that it lacks.
 
     ``page_size`` and ``auto_vacuum`` only count before the first write. The application id is written before the switch
     to write-ahead logging, so that it is in the file itself from the first page on, where :mod:`.files` looks for it.
 
+    Of a database that has its layout nothing is written before its log is folded in. Where a flush had failed the log
+    may have holes on the disk which only folding it in mends; a frame behind one, even that of a setting that was as it
+    is, would make it look damaged after a power cut, and whatever was accepted behind one could be lost.
+
     :param synchronous: ``FULL`` or ``NORMAL``.
+    :param doubtful: whether a flush has failed, so that the log must not stay as it is, not even on a full disk.
     :raise NewerVersion: nothing was changed.
     :raise sqlite3.Error: the file is damaged, or the disk is full or failing.
     """
     # First of all: what follows may read an existing file, which in another mode would need shared memory beside it.
     db.execute("PRAGMA locking_mode = EXCLUSIVE")
-    db.execute(f"PRAGMA page_size = {512 if in_memory else 4096}")
-    db.execute("PRAGMA auto_vacuum = INCREMENTAL")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise NewerVersion(version)
+    if version == 0:
+        db.execute(f"PRAGMA page_size = {512 if in_memory else 4096}")
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    layout.require(db, MIGRATIONS, version)
     (application,) = db.execute("PRAGMA application_id").fetchone()
     if application != APPLICATION_ID:
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -139,7 +148,7 @@ def prepare(db: sqlite3.Connection, *, synchronous: str, in_memory: bool) -> Non
     try:
         # So that the application id, the version and the schema are in the file itself before anything is accepted.
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except sqlite3.OperationalError:
-        if version < VERSION:
+    except sqlite3.OperationalError as error:
+        if version < VERSION or doubtful or error.sqlite_errorcode != sqlite3.SQLITE_FULL:
             raise
         # They are. That there is no room to fold a long log in must not keep receipts from being taken.

@@ -173,14 +173,17 @@ class Writer:
             disconnect(books)
 
     def _connect(self) -> Books:
-        return self._opening.connect(damaged=self._trouble.damaged)
+        # Whatever the log holds has to be in the database by then: a flush that failed says nothing of later ones.
+        return self._opening.connect(damaged=self._trouble.damaged, doubtful=True)
 
     # -- a batch
 
     def run(self, jobs: Sequence[Work]) -> Outcome:
         """Do ``jobs`` in one transaction. Never raises."""
         results = self._run(jobs)
-        reopened, self._reopened = self._reopened, False
+        # Whoever is told looks at once: on a disk that fails a batch each time, that would go round without a pause.
+        reopened = self._reopened and self._books is not None
+        self._reopened &= not reopened
         counter, oldest = None, None
         if self._books is not None:
             counter = self._books.snapshot()
