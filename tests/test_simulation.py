@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.intake import Intake
 from tests.simulation.history import AgentEnd, DeadLetter, Fact, History
-from tests.simulation.oracles import ORACLES, Ends, judge
+from tests.simulation.oracles import MOVING, ORACLES, Ends, judge
 from tests.simulation.scenario import run, stumbled
 from tests.simulation.setting import CONCURRENCY
 
@@ -429,6 +429,19 @@ class OracleTests(SynchronousTestCase):
         self.content()
         del self.history.records[-2]
         self.objects("back_in_time", 2)
+
+    def test_moving(self) -> None:
+        """Apart on the way back to the preferred backend, but not for longer than that takes."""
+        self.now += 20.0
+        self.note(AGENT, "says", "backends.moved")
+        self.now -= 1.0
+        self.note(AGENT, "apart")
+        self.note("world", "ending")
+        self.content()
+        self.now += MOVING
+        self.history.records.pop()
+        self.note("world", "ending")
+        self.objects("back_in_time")
 
     def test_losses(self) -> None:
         """Everything that was given up is counted once under its reason, reported or not yet."""

@@ -390,8 +390,8 @@ class FailingDiskTests(OnDisk):
 
     async def test_disk_away(self) -> None:
         """
-        While nothing can be opened submissions fail, receipts and refusals wait; afterwards these are done, and what its
-        submitter was refused but had reached the log is handed out.
+        While nothing can be opened submissions fail, receipts and refusals wait; afterwards these are done, and what
+        its submitter was refused but had reached the log is handed out.
         """
         spool = self.spool()
         await spool.open()

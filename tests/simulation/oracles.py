@@ -24,6 +24,9 @@ LATE = 30.0
 UNDER_WAY = 1.0
 """Seconds that a state may take from the spool to the backend in good weather."""
 
+MOVING = 2.0
+"""Seconds that the way from one backend to another may take in good weather."""
+
 REPORTS = "reports-of-"
 """What the ids of commands begin with that nobody gave: an agent's own events answer them."""
 
@@ -314,24 +317,32 @@ def nothing_is_left(history: History, ends: Ends) -> list[str]:
 
 
 def back_in_time(history: History, ends: Ends) -> list[str]:
-    """Once the faults are over every agent is in touch within the promised time and stays so, and all is settled."""
+    """
+    Once the faults are over every agent is in touch within the promised time and stays so, and all is settled.
+
+    Exempt is the moment in which an agent goes back to the backend that it prefers.
+    """
     wrong = []
-    ending = _ending(history)
+    ending = next((record.at for record in history.all("ending")), float("inf"))
     for healed in history.all("healed"):
         agent, within = healed.subject, float(healed.facts["within"])
-        apart = True
+        apart, moved = True, float("-inf")
         for record in history.records:
-            if record.who == agent and record.at < ending and record.what in ("in-touch", "apart"):
+            if record.who != agent or record.at >= ending:
+                continue
+            if record.what == "says" and record.subject == "backends.moved":
+                moved = record.at
+            elif record.what in ("in-touch", "apart"):
                 late = record.at > healed.at + within
-                if late and record.what == "in-touch" and apart:
+                if late and record.what == "in-touch" and apart and record.at > moved + MOVING:
                     wrong.append(
                         f"{agent}: in touch {record.at - healed.at:.1f} s after the faults were over,"
                         f" {within:.1f} s are promised"
                     )
-                elif late and record.what == "apart":
+                elif late and record.what == "apart" and record.at > moved + MOVING:
                     wrong.append(f"{agent}: not in touch any more {record.at - healed.at:.1f} s after the faults")
                 apart = record.what == "apart"
-        if apart:
+        if apart and ending > moved + MOVING:
             wrong.append(f"{agent}: not in touch again after the faults were over")
     if not any(True for _ in history.all("settled")):
         wrong.append("not everything was settled in the end")

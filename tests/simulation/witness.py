@@ -15,6 +15,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from commsmgr.backend import http
+from commsmgr.backend.faults import malformed
 from commsmgr.backend.switchboard import Switchboard
 from commsmgr.backend.v1 import V1Conversation
 from commsmgr.intake import Intake
@@ -38,6 +39,10 @@ def digest(body: ResultBody) -> str:
 def number_of(inventory: bytes) -> int:
     """Return an inventory's number: the agent counts those that it makes by itself."""
     return int(msgspec.json.decode(inventory)["data"]["system"]["number"])
+
+
+_MALFORMED = frozenset(malformed(form)[0] for form in ("garbage", "binary", "unknown", "deep", "utf8", "bits"))
+"""Bodies that no backend sends unless it was told to."""
 
 
 class Witness:
@@ -156,7 +161,8 @@ class Witness:
         def finish(request: Any, answer: Any) -> None:
             name = request.getHeader("idempotency-key")
             if answer.status >= 400 and name:
-                fault = b"told to misbehave" in answer.body
+                # Two faults may meet in one answer, and the other has taken away the word.
+                fault = b"told to misbehave" in answer.body or answer.body in _MALFORMED
                 self._note("declined", name, code=f"HTTP {answer.status}", later=False, fault=fault)
             genuine(request, answer)
 
