@@ -446,6 +446,37 @@ class LogTests(Torn):
                 self.assertIsNone(opened.set_aside)
                 self.assertEqual(self.missing(entries), {"late29"})
 
+    def test_rest_of_an_unfinished_transaction(self) -> None:
+        """A transaction that is cut short while it is written over the rest of a larger one, never finished: no damage."""
+        self.fill()
+        self.crash(30)
+        log = self.log.read_bytes()
+        frames = [log[at : at + wal.FRAME] for at in range(wal.HEADER, len(log), wal.FRAME)]
+        ends = [number for number, frame in enumerate(frames) if any(frame[4:8])]
+        # The last transaction once more, which changes nothing.
+        again = gone_on(log, frames[ends[-2] + 1 :])
+        unfinished = gone_on(log, [frame[:4] + bytes(4) + frame[8:] for frame in reversed(frames[-12:])])
+        self.assertGreater(len(unfinished), len(again) + 2 * wal.FRAME)
+        for size in (*range(0, len(again), 512), len(again) - wal.FRAME + 24, len(again) - 1, len(again)):
+            self.reset()
+            self.log.write_bytes(log + again[:size] + unfinished[size:])
+            opened, entries = self.start()
+            self.assertIsNone(opened.set_aside, size)
+            self.assertEqual(self.missing(entries), set())
+
+    def test_unfinished_transaction_behind_a_flipped_bit(self) -> None:
+        """Whatever goes on from a bad transaction was written after it was flushed, though it was never finished."""
+        self.fill()
+        self.crash(30)
+        log = self.log.read_bytes()
+        behind = gone_on(log, [log[-wal.FRAME :][:4] + bytes(4) + log[-wal.FRAME :][8:]])
+        for place in (20, 100):  # the checksum, and the page
+            self.reset()
+            at = len(log) - wal.FRAME + place
+            self.log.write_bytes(log[:at] + bytes((log[at] ^ 1,)) + log[at + 1 :] + behind)
+            opened, _ = self.start()
+            self.assertIn(".damaged-wal", opened.set_aside or "", place)
+
     def test_log_about_to_begin_anew(self) -> None:
         """A header that is half-written is no damage if all that the log holds is in the database."""
         self.fill()
@@ -573,6 +604,17 @@ class LogTests(Torn):
         opened, entries = self.start()
         self.assertIn(".missing", opened.set_aside or "")
         self.assertEqual(entries, [])
+
+
+def gone_on(log: bytes, frames: list[bytes]) -> bytes:
+    """Return ``frames`` as SQLite would have written them behind the last one of ``log``."""
+    order = wal._order(log)
+    seed = wal._PAIR.unpack(log[-wal.FRAME :][16:24])
+    written = b""
+    for frame in frames:
+        seed = wal.frame_checksum(order, frame, seed)
+        written += frame[:16] + wal._PAIR.pack(*seed) + frame[24:]
+    return written
 
 
 class InterruptedTests(Torn):

@@ -7,9 +7,12 @@ accepted since is gone without a word, and a command that was offered counts as 
 log, once, its frames are walked:
 
 * A frame is bad, and more was written to this log after the end of its transaction: that transaction was flushed, and
-  the log is damaged. Frames of this log are known by its salts, which are new and random each time it begins anew.
+  the log is damaged. Frames of this log are known by its salts, which are new and random each time it begins anew. What
+  was written after has an end of a transaction of its own, or goes on from the one before.
 * A frame is bad, and nothing follows its transaction: that is what a power cut leaves, for the disk may write the
-  frames of one transaction in any order. A flipped bit in the very last transaction cannot be told from this.
+  frames of one transaction in any order. A flipped bit in the very last transaction cannot be told from this. Nor does
+  a rest count that has no end and does not go on: it is what was left of a larger transaction that was never finished,
+  and over whose beginning this one was being written.
 * The header is bad: before frames are written the header is flushed, so a power cut can leave this only when the log
   was about to begin anew. Then all that is in it is in the database as well; if not, the log is damaged.
 
@@ -70,7 +73,7 @@ def read(file: BinaryIO, database_bytes: int) -> Log:
     stored = computed = _PAIR.unpack(header[24:]) if len(header) == HEADER else (0, 0)
     latest: dict[int, int] = {}
     pending: dict[int, int] = {}
-    held: tuple[dict[int, int], int] | None = None
+    held: tuple[dict[int, int], int, int] | None = None
     pages, lost, torn = 0, False, False
     first_bad = bad = None
     start = HEADER - FRAME
@@ -90,7 +93,8 @@ def read(file: BinaryIO, database_bytes: int) -> Log:
             sums = [frame_checksum(order, frame, seed) for seed in seeds]
             good, computed = frame[8:16] == salts and stored in sums, sums[-1]
         ours = frame[8:16] == salts
-        if ours and held is not None:  # written after the end of a transaction that is bad
+        goes_on = held is not None and good and start == held[2]
+        if ours and held is not None and (committed or goes_on):  # written after the end of a transaction that is bad
             latest |= held[0]
             pages, held, bad = held[1] or pages, None, first_bad
         if not good:  # the page stays as it was: nothing tells whether its number is the right one
@@ -100,7 +104,7 @@ def read(file: BinaryIO, database_bytes: int) -> Log:
         # Of an earlier log neither half of the salts would be right.
         if committed and (frame[8:12] == salts[:4] or frame[12:16] == salts[4:]):
             if torn:
-                held = pending, committed if good else 0
+                held = pending, committed if good else 0, start + FRAME
             else:
                 latest |= pending
                 pages = committed
