@@ -5,14 +5,17 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from commsmgr.backend import BackendEvent, ReferenceBackend
+from commsmgr.backend.ledger import Ledger
 from commsmgr.backend.switchboard import DIALECT_PLAIN, DIALECT_V1, MachineNotConnected
 from commsmgr.errors import NotRunning
+from commsmgr.messages import JSONObject, LossReport, ResultBody
 from tests.simulation.agent import EPOCH, reports, tag_of
 from tests.simulation.process import Process
 from tests.simulation.setting import BACKEND, PORT
@@ -57,6 +60,7 @@ class Backend(Process):
         world.history.note(self.name, "starting")
         # Only its own death may keep it from starting.
         service.startService().addErrback(lambda failure: failure if self.alive else None)
+        self._find(service.ledger)
         for agent in world.setting.agents:
             if service.ledger.command(reports(agent)) is None:
                 service.ledger.add_command(reports(agent), agent, b"{}", "taken")
@@ -112,31 +116,56 @@ class Backend(Process):
         """Whether the agent is registered here."""
         return self.alive and self.service.running and bool(self.service.connected(agent))
 
+    def _find(self, ledger: Ledger) -> None:
+        """Note what was committed in the very moment of the last death, so that nobody was told."""
+        history = self.world.history
+        noted = {record.subject for record in history.all("stored")}
+        for row in ledger.results():
+            if row.id not in noted:
+                body = msgspec.json.decode(row.body, type=ResultBody)
+                self._stored(row.id, body.command_id, body.output, body.status, body.error, row.transport, again=False)
+        told = {record.facts["id"] for record in history.all("losses")}
+        for agent in self.world.setting.agents:
+            for receipt in reversed(ledger.loss_receipts(agent)):
+                if receipt.id not in told:
+                    report = msgspec.json.decode(receipt.body, type=LossReport)
+                    self._lost(agent, report.id, [msgspec.to_builtins(row) for row in report.losses])
+
+    def _stored(
+        self, id: str, command: str, output: str, status: str, error: str, transport: str, *, again: bool
+    ) -> None:
+        self.world.history.note(
+            self.name,
+            "stored",
+            id,
+            command=command,
+            tag=tag_of(output),
+            status=status,
+            digest=self.world.arrived[id],
+            short=NO_LONGER_KEPT in error,
+            by=transport,
+            again=again,
+        )
+
+    def _lost(self, agent: str, id: str, losses: list[JSONObject]) -> None:
+        for row in losses:
+            facts = {name: row[name] for name in ("reason", "kind", "count")}
+            self.world.history.note(self.name, "losses", agent, id=id, **facts)
+
     def _happened(self, event: BackendEvent) -> None:
         if not self.alive:
             return
         history, detail = self.world.history, event.detail
         if event.kind in ("result", "duplicate"):
-            history.note(
-                self.name,
-                "stored",
-                event.id,
-                command=detail["command_id"],
-                tag=tag_of(detail["output"]),
-                status=detail["status"],
-                digest=self.world.arrived[event.id],
-                short=NO_LONGER_KEPT in detail["error"],
-                by=event.transport,
-                again=event.kind == "duplicate",
-            )
+            command, output, status, error = (detail[name] for name in ("command_id", "output", "status", "error"))
+            again = event.kind == "duplicate"
+            self._stored(event.id, command, output, status, error, event.transport, again=again)
         elif event.kind == "inventory":
             number = number_of(self.service.ledger.inventory_of(event.machine_id) or b"")
             self._inventories.setdefault(event.machine_id, []).append(number)
             history.note(self.name, "inventory", event.machine_id, number=number, told=self._tells)
         elif event.kind == "losses":
-            for row in detail["losses"]:
-                facts = {name: row[name] for name in ("reason", "kind", "count")}
-                history.note(self.name, "losses", event.machine_id, id=event.id, **facts)
+            self._lost(event.machine_id, event.id, detail["losses"])
         elif event.kind != "command":
             history.note(self.name, event.kind, event.id or event.machine_id)
 
