@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sqlite3
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import TextIOWrapper
@@ -17,6 +19,7 @@ from typing import TextIO
 
 from commsmgr._version import __version__
 from commsmgr.errors import CommsError, ConfigError
+from commsmgr.redact import single_line
 from commsmgr.spooltool import commands
 
 FINE, FOUND, USAGE = 0, 1, 2
@@ -88,5 +91,12 @@ def _run(argv: Sequence[str] | None, stdout: TextIO, stderr: TextIO) -> int:
         complaint, status = f"{where}: {error.strerror}; run it as the agent's user, or as the superuser", FOUND
     except OSError as error:
         complaint, status = f"{error.filename or 'output'}: {error.strerror or error}", FOUND
-    print(f"commsmgr: {complaint}", file=stderr)
+    except sqlite3.Error as error:
+        complaint, status = f"the spool, or the copy of it that is read, cannot be used: {error}", FOUND
+    except Exception as error:
+        # Nobody should have to read a traceback to learn that; where it was will do for a report.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(place.filename)}:{place.lineno}"
+        complaint, status = f"a fault of this program, which please report: {error!r} at {where}", FOUND
+    print(f"commsmgr: {single_line(complaint)}", file=stderr)
     return status

@@ -7,16 +7,16 @@ Runs in the writer's thread only. Nothing here begins or ends a transaction; :mo
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from msgspec import Struct, structs
 
 from commsmgr.errors import QueueFull
-from commsmgr.spool.faults import TORN, is_torn, torn  # noqa: F401  # TORN: the writer and the opening ask for it here
+from commsmgr.spool.faults import TORN, is_torn, lenient, torn  # noqa: F401  # TORN: for those who ask here
 from commsmgr.spool.lossbook import LossBook
-from commsmgr.spool.records import DeadLetter, Entry, Lane, entry_checksum, first_seq, lane_of
+from commsmgr.spool.records import DeadLetter, Entry, Lane, Reason, entry_checksum, first_seq, lane_of
 
 SLICE: Final = 500
 """Rows touched by one job of expiry and the like, so that nobody waits long behind it."""
@@ -106,14 +106,9 @@ class Books:
         self._max_dead_bytes = max_dead_bytes
         self.reload()
 
-    @contextmanager
-    def lenient(self) -> Iterator[None]:
+    def lenient(self) -> AbstractContextManager[None]:
         """Read text that is no UTF-8 as well, for a row that is damaged."""
-        before, self.db.text_factory = self.db.text_factory, _lenient
-        try:
-            yield
-        finally:
-            self.db.text_factory = before
+        return lenient(self.db)
 
     def reload(self) -> None:
         """
@@ -140,7 +135,8 @@ class Books:
     def oldest_event_at(self) -> float | None:
         """Return when the oldest event was accepted."""
         row = self.db.execute(
-            "SELECT accepted_at FROM entry WHERE seq < ? ORDER BY seq LIMIT 1", (first_seq(Lane.STATE),)
+            "SELECT accepted_at FROM entry WHERE seq < ? AND typeof(accepted_at) = 'real' ORDER BY seq LIMIT 1",
+            (first_seq(Lane.STATE),),
         ).fetchone()
         return None if row is None else float(row[0])
 
@@ -285,7 +281,7 @@ class Books:
                 break
         rows.close()
         # In a damaged database to bury them might fail half-way.
-        gone = [] if self.damaged else [each for seq in damaged for each in self.bury(seq, "damaged", now)]
+        gone = [] if self.damaged else [each for seq in damaged for each in self.bury(seq, Reason.DAMAGED, now)]
         return Page(entries, last, not full and read < limit, gone)
 
     def bury(self, seq: int, reason: str, now: float) -> list[Gone]:
@@ -322,7 +318,7 @@ class Books:
             self.db.execute("DELETE FROM dead_letter WHERE n = ?", (n,))
             counter.dead_letters -= 1
             counter.dead_bytes -= size
-            self.count_loss("evicted", str(kind), now)
+            self.count_loss(Reason.EVICTED, str(kind), now)
 
     def count_loss(self, reason: str, kind: str, now: float, count: int = 1) -> str:
         """Count losses, of which the backend will be told; see :meth:`LossBook.count`."""
@@ -342,7 +338,7 @@ class Books:
             "SELECT seq FROM entry WHERE expires_at <= ? AND (seq > ? AND seq < ? OR seq > ?) LIMIT ?",
             (now, event, first_seq(Lane.STATE), state, SLICE),
         ).fetchall()
-        gone = [each for (seq,) in over for each in self.bury(seq, "expired", now)]
+        gone = [each for (seq,) in over for each in self.bury(seq, Reason.EXPIRED, now)]
         more = len(over) == SLICE
         if oldest is not None and not more:
             # In order of acceptance, hence of age, save for steps of the clock, which only make one wait longer.
@@ -356,7 +352,7 @@ class Books:
                     break
                 aged.append(seq)
             rows.close()
-            gone += [each for seq in aged for each in self.bury(seq, "over-age", now)]
+            gone += [each for seq in aged for each in self.bury(seq, Reason.OVER_AGE, now)]
             more = len(aged) == SLICE
         return gone, more
 
@@ -369,10 +365,6 @@ class Books:
                 (limit,),
             )
             return [DeadLetter(*row) for row in rows]
-
-
-def _lenient(text: bytes) -> str:
-    return text.decode("utf-8", "replace")
 
 
 def _entry(row: tuple[Any, ...]) -> Entry | None:

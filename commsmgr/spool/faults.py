@@ -1,9 +1,11 @@
-"""What an error says about the disk and the database: damaged, or full."""
+"""What an error says about the disk and the database: damaged, or full; and how to read past damage."""
 
 from __future__ import annotations
 
 import errno
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
@@ -32,3 +34,18 @@ def torn(reason: str) -> sqlite3.DatabaseError:
     error = sqlite3.DatabaseError(reason)
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     return error
+
+
+@contextmanager
+def lenient(db: sqlite3.Connection) -> Iterator[None]:
+    """Read text that is no UTF-8 as well, for a row that is damaged."""
+    before, db.text_factory = db.text_factory, readable
+    try:
+        yield
+    finally:
+        db.text_factory = before
+
+
+def readable(text: bytes) -> str:
+    """Return text that may be none; for ``text_factory``."""
+    return text.decode("utf-8", "replace")

@@ -13,7 +13,7 @@ from contextlib import closing
 from functools import cache
 from typing import Any, TypeAlias
 
-from commsmgr.spool.faults import torn
+from commsmgr.spool.faults import lenient, torn
 
 Layout: TypeAlias = dict[str, list[tuple[Any, ...]]]
 """Of each table: its columns, with their types, bounds, defaults and places in the primary key."""
@@ -27,8 +27,9 @@ _COLUMNS = (
 def of(db: sqlite3.Connection) -> Layout:
     """Return the layout that ``db`` has."""
     found: Layout = {}
-    for name, *column in db.execute(_COLUMNS):
-        found.setdefault(name, []).append(tuple(column))
+    with lenient(db):
+        for name, *column in db.execute(_COLUMNS):
+            found.setdefault(name, []).append(tuple(column))
     return found
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import Annotated, TypeAlias
+from enum import IntEnum, StrEnum
+from typing import Annotated, Final, TypeAlias
 from zlib import crc32
 
 from msgspec import Meta, Struct, field
@@ -13,6 +13,22 @@ Instant: TypeAlias = Annotated[float, Meta(ge=0, lt=253402300800)]
 
 RESULT_KIND = "command_result"
 """The kind of the entries that :meth:`Inbox.complete` puts into the outbox: the tag of a result's envelope."""
+
+
+MAX_NUMBER: Final = 1 << 50
+"""What is beyond this is damage: no number of an entry and no count of losses comes near it."""
+
+
+class Reason(StrEnum):
+    """Why a message was given up. Of a dead letter's it is the part before the first colon."""
+
+    REFUSED = "refused"
+    EXPIRED = "expired"
+    OVER_AGE = "over-age"
+    EVICTED = "evicted"
+    DAMAGED = "damaged"
+    DROPPED = "dropped"
+    OTHER = "other"
 
 
 class Lane(IntEnum):

@@ -31,15 +31,16 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-import msgspec
 from twisted.logger import Logger
 
 from commsmgr.spool.books import Books, Counter
 from commsmgr.spool.image import Image
+from commsmgr.spool.lossbook import reported
 from commsmgr.spool.records import (
+    MAX_NUMBER,
     RESULT_KIND,
     Lane,
-    Loss,
+    Reason,
     Salvaged,
     command_checksum,
     entry_checksum,
@@ -48,10 +49,6 @@ from commsmgr.spool.records import (
 )
 from commsmgr.spool.walk import UNREADABLE, Gaps, Table, Walk
 
-REASON: Final = "damaged"
-"""The reason under which losses are counted here."""
-
-_MAX_NUMBER: Final = 1 << 50
 _BATCH_BYTES: Final = 1 << 20
 _BATCHES_PER_CHECKPOINT: Final = 8
 _LONGEST_NAME: Final = 64
@@ -152,7 +149,7 @@ class Salvage:
             names = [name for _, name, *_ in source.execute("PRAGMA table_info (counter)")]
             known = [name for name in Counter.__struct_fields__ if name in names]
             row = source.execute(f"SELECT {', '.join(known)} FROM counter").fetchone()
-            if row is not None and all(isinstance(value, int) and 0 <= value < _MAX_NUMBER for value in row):
+            if row is not None and all(isinstance(value, int) and 0 <= value < MAX_NUMBER for value in row):
                 totals = Counter(**(dict.fromkeys(Counter.__struct_fields__, 0) | dict(zip(known, row, strict=True))))
                 if totals.events < totals.next_event and totals.states < totals.next_state:
                     return totals
@@ -274,7 +271,7 @@ class Salvage:
             for reason, kind, count, first_at, last_at in source.execute(
                 "SELECT reason, kind, n, first_at, last_at FROM loss"
             ):
-                right = isinstance(count, int) and 0 < count < _MAX_NUMBER and _is_time(first_at) and _is_time(last_at)
+                right = isinstance(count, int) and 0 < count < MAX_NUMBER and _is_time(first_at) and _is_time(last_at)
                 if right and isinstance(reason, str) and isinstance(kind, str):
                     added = books.db.execute(
                         "INSERT OR IGNORE INTO loss (reason, kind, n, first_at, last_at) VALUES (?, ?, ?, ?, ?)",
@@ -289,7 +286,7 @@ class Salvage:
                     )
                     books.counter.losses += _told(body)
         if totals is not None and totals.losses > books.counter.losses:
-            books.count_loss(REASON, "unknown", self._now, totals.losses - books.counter.losses)
+            books.count_loss(Reason.DAMAGED, "unknown", self._now, totals.losses - books.counter.losses)
 
     # -- the end
 
@@ -300,7 +297,7 @@ class Salvage:
         found = {"": counter.events, "state": counter.states, "command": counter.open_commands}
         lost = len(self._bad)
         for seq in sorted(self._bad):
-            books.bury(seq, REASON, self._now)
+            books.bury(seq, Reason.DAMAGED, self._now)
         missing: dict[str, int] = {}
         if totals is None and not self._source.map_lost:
             missing = {"unknown": int(bool(self._gaps[_ENTRY.name])), "command": int(bool(self._gaps[_COMMAND.name]))}
@@ -312,7 +309,7 @@ class Salvage:
             }
         for kind, count in missing.items():
             if count > 0:
-                books.count_loss(REASON, kind, self._now, count)
+                books.count_loss(Reason.DAMAGED, kind, self._now, count)
                 lost += count
         counter.next_event = self._top[Lane.EVENT] + 1
         counter.next_state = self._top[Lane.STATE] + 1
@@ -326,7 +323,7 @@ class Salvage:
         """The number ``seq`` was in use, unless it is wild, as a damaged row's may be."""
         lane = Lane.STATE if seq >= first_seq(Lane.STATE) else Lane.EVENT
         number = seq - first_seq(lane)
-        if number < _MAX_NUMBER:
+        if number < MAX_NUMBER:
             self._top[lane] = max(self._top[lane], number)
 
     def _commit(self) -> None:
@@ -344,10 +341,8 @@ def _insert(table: Table) -> str:
 
 def _told(body: bytes) -> int:
     """Return how many losses a receipt tells of; one that is damaged will tell of one."""
-    try:
-        return sum(loss.count for loss in msgspec.json.decode(body, type=list[Loss]))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return 1
+    losses = reported(body)
+    return 1 if losses is None else sum(loss.count for loss in losses)
 
 
 def _is_time(value: object) -> bool:

@@ -14,10 +14,8 @@ from typing import Any, Final, TypeAlias
 from commsmgr import config
 from commsmgr.errors import QueueFull, SpoolError
 from commsmgr.spool.books import SLICE, Books
-from commsmgr.spool.records import Lane, first_seq
+from commsmgr.spool.records import Lane, Reason, first_seq
 from commsmgr.spooltool.rows import Row, Table, number
-
-DROPPED: Final = "dropped"
 
 Work: TypeAlias = Callable[[Books], list[Row]]
 """For :func:`.access.change`; returns a row for each that was named, or one for all."""
@@ -25,7 +23,12 @@ Work: TypeAlias = Callable[[Books], list[Row]]
 _STATES: Final = first_seq(Lane.STATE)
 _NAMED: Final = "(id = ?1 OR (seq = ?2 AND seq < ?3) OR (key = ?1 AND key <> ''))"
 _CLASS: Final = "substr(reason, 1, instr(reason || ':', ':') - 1)"
-_SENDABLE: Final = f"key = '' AND {_CLASS} <> 'damaged'"
+# Dead letters have no checksum: damage may show in the types.
+_WHOLE: Final = (
+    f"({_CLASS} <> '{Reason.DAMAGED}' AND typeof(seq) = 'integer' AND typeof(kind) = 'text' AND typeof(id) = 'text'"
+    " AND typeof(key) = 'text' AND typeof(reason) = 'text' AND typeof(body) = 'blob')"
+)
+_SENDABLE: Final = f"key = '' AND {_WHOLE}"
 
 
 class NotFound(SpoolError):
@@ -84,14 +87,14 @@ def requeue_all(reason: str | None, limit: int | None, settings: config.Spool, n
 
 def _letters(books: Books, name: str) -> Iterator[int]:
     found = books.db.execute(
-        f"SELECT n, key, {_CLASS} FROM dead_letter WHERE {_NAMED} ORDER BY n", (name, number(name), _STATES)
+        f"SELECT n, key, {_WHOLE} FROM dead_letter WHERE {_NAMED} ORDER BY n", (name, number(name), _STATES)
     ).fetchall()
     if not found:
         raise NotFound(f"no dead letter is called {name}")
-    for n, key, reason in found:
+    for n, key, whole in found:
         if key:
             raise Refused(f"{name} is a state: the agent sends the latest by itself, an older one is of no use")
-        if reason == "damaged":
+        if not whole:
             raise Refused(f"{name} is damaged: what would be sent is not what was accepted")
         yield n
 
@@ -194,9 +197,9 @@ def _found(books: Books, name: str) -> tuple[list[int], list[int]]:
 
 def _bury(books: Books, seq: int, now: float) -> Row:
     kind, name, key, size = books.db.execute(
-        "SELECT kind, id, key, length(body) FROM entry WHERE seq = ?", (seq,)
+        "SELECT kind, id, key, coalesce(length(body), 0) FROM entry WHERE seq = ?", (seq,)
     ).fetchone()
-    books.bury(seq, DROPPED, now)
+    books.bury(seq, Reason.DROPPED, now)
     row: Row = {"done": "dropped", "table": Table.STATES.value if key else Table.EVENTS.value, "id": name}
     return row | ({"key": key} if key else {"seq": seq}) | {"kind": kind, "bytes": size}
 
@@ -216,7 +219,7 @@ def _delete_letter(books: Books, n: int, size: int) -> None:
 
 
 def _size(books: Books, n: int) -> int:
-    (size,) = books.db.execute("SELECT length(body) FROM dead_letter WHERE n = ?", (n,)).fetchone()
+    (size,) = books.db.execute("SELECT coalesce(length(body), 0) FROM dead_letter WHERE n = ?", (n,)).fetchone()
     return int(size)
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, TextIO
 
@@ -20,6 +20,7 @@ from commsmgr.spooltool import access, changes, health, repair, snapshot
 from commsmgr.spooltool.rows import Row, Table, listing, named
 
 DROPPABLE = (Table.EVENTS, Table.STATES, Table.DEAD)
+_NO_BOUND = 1 << 62
 
 
 def add(top: Any) -> None:
@@ -137,6 +138,17 @@ def _settings(options: argparse.Namespace) -> config.Spool:
     return msgspec.structs.replace(settings, path=os.path.abspath(settings.path))
 
 
+def _keeping(options: argparse.Namespace) -> config.Spool:
+    """
+    Return the settings to change the spool by. What the agent's own are nobody knows without its configuration, and by
+    the defaults older dead letters might have to give way that it would keep: none do then.
+    """
+    settings = _settings(options)
+    if options.config is None:
+        settings = msgspec.structs.replace(settings, max_dead_letters=_NO_BOUND, max_bytes=_NO_BOUND)
+    return settings
+
+
 def write(rows: Iterable[Row], output: TextIO) -> int:
     """Write a line for each of ``rows``; return how many."""
     count = 0
@@ -149,12 +161,20 @@ def write(rows: Iterable[Row], output: TextIO) -> int:
 
 def _listed(options: argparse.Namespace, tables: Iterable[Table], output: TextIO, *, bodies: bool) -> int:
     directory = _settings(options).path
+    broken: list[sqlite3.DatabaseError] = []
+
+    def rows(db: sqlite3.Connection) -> Iterator[Row]:
+        for table in tables:
+            try:
+                yield from listing(db, table, bodies=bodies)
+            except sqlite3.DatabaseError as error:  # the other tables may be whole
+                broken.append(error)
+
     with snapshot.readable(directory) as db:
-        try:
-            rows = (row for table in tables for row in listing(db, table, bodies=bodies))
-            return write(islice(rows, options.limit), output)
-        except sqlite3.DatabaseError as error:
-            raise _in_words(error, directory) from error
+        count = write(islice(rows(db), options.limit), output)
+    if broken:
+        raise _in_words(broken[0], directory) from broken[0]
+    return count
 
 
 def _in_words(error: sqlite3.DatabaseError, directory: str) -> SpoolError:
@@ -211,7 +231,7 @@ def _requeue(options: argparse.Namespace, output: TextIO) -> bool:
         work = changes.requeue_all(options.reason, options.limit, settings, now)
     else:
         work = changes.requeue(options.names, settings, now)
-    return _changed(settings, work, output)
+    return _changed(options, work, output)
 
 
 def _drop(options: argparse.Namespace, output: TextIO) -> bool:
@@ -221,15 +241,16 @@ def _drop(options: argparse.Namespace, output: TextIO) -> bool:
         options.usage_error("--limit goes with --all")
     if not options.yes:
         options.usage_error("nothing was dropped: say --yes if you mean it; what is dropped is never sent")
-    settings, now = _settings(options), time.time()
+    now = time.time()
     if options.all is not None:
         work = changes.drop_all(options.all, options.limit, now)
     else:
         work = changes.drop(options.names, now)
-    return _changed(settings, work, output)
+    return _changed(options, work, output)
 
 
-def _changed(settings: config.Spool, work: changes.Work, output: TextIO) -> bool:
+def _changed(options: argparse.Namespace, work: changes.Work, output: TextIO) -> bool:
+    settings = _keeping(options)
     with access.locked(settings.path):
         done = access.change(settings, work)
     write(done, output)
@@ -244,5 +265,5 @@ def _verify(options: argparse.Namespace, output: TextIO) -> bool:
 
 
 def _repair(options: argparse.Namespace, output: TextIO) -> bool:
-    write(repair.repair(_settings(options), time.time), output)
+    write(repair.repair(_keeping(options), time.time), output)
     return True

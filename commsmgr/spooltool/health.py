@@ -16,12 +16,12 @@ from typing import Any, Final
 
 from msgspec import Struct, structs
 
-from commsmgr.spool import ballast, files
+from commsmgr.spool import ballast, files, lossbook
 from commsmgr.spool.books import read_counter
 from commsmgr.spool.faults import is_torn
-from commsmgr.spool.records import Lane, command_checksum, entry_checksum, first_seq
+from commsmgr.spool.records import MAX_NUMBER, Lane, command_checksum, entry_checksum, first_seq
 from commsmgr.spooltool.access import needs_salvage
-from commsmgr.spooltool.rows import Row, is_whole, reported
+from commsmgr.spooltool.rows import Row, is_whole
 from commsmgr.spooltool.snapshot import Snapshot, require, taken
 
 MAX_FINDINGS: Final = 100
@@ -30,22 +30,22 @@ MAX_FINDINGS: Final = 100
 _LOGS: Final = ("-wal", "-shm", "-journal")
 _STATES: Final = first_seq(Lane.STATE)
 
-# Of each total: how to take it from the rows. "commits" is no total, and numbers must only be beyond all others.
+# Of each total: how to take it from the rows. "commits" is no total, and numbers must only be beyond all others, save
+# those that are none.
 TOTALS: Final = {
     "events": f"SELECT count(*) FROM entry WHERE seq < {_STATES}",
     "event_bytes": f"SELECT coalesce(sum(length(body)), 0) FROM entry WHERE seq < {_STATES}",
-    "states": f"SELECT count(*) FROM entry WHERE seq > {_STATES}",
+    "states": f"SELECT count(*) FROM entry WHERE seq >= {_STATES}",
     "dead_letters": "SELECT count(*) FROM dead_letter",
     "dead_bytes": "SELECT coalesce(sum(length(body)), 0) FROM dead_letter",
     "open_commands": "SELECT count(*) FROM command WHERE finished_at IS NULL",
     "remembered_bytes": "SELECT coalesce(sum(length(body)), 0) FROM remembered",
 }
 NEXT: Final = {
-    "next_event": f"SELECT 1 + coalesce(max(seq), 0) FROM (SELECT seq FROM entry WHERE seq < {_STATES} UNION ALL"
-    f" SELECT seq FROM dead_letter WHERE seq < {_STATES} UNION ALL"
-    f" SELECT result_seq FROM command WHERE result_seq < {_STATES})",
-    "next_state": f"SELECT 1 + coalesce(max(seq) - {_STATES}, 0) FROM (SELECT seq FROM entry WHERE seq > {_STATES}"
-    f" UNION ALL SELECT seq FROM dead_letter WHERE seq > {_STATES})",
+    "next_event": f"SELECT 1 + coalesce(max(seq), 0) FROM (SELECT seq FROM entry UNION ALL SELECT seq FROM dead_letter"
+    f" UNION ALL SELECT result_seq FROM command) WHERE seq BETWEEN 1 AND {MAX_NUMBER}",
+    "next_state": f"SELECT 1 + coalesce(max(seq) - {_STATES}, 0) FROM (SELECT seq FROM entry UNION ALL"
+    f" SELECT seq FROM dead_letter) WHERE seq BETWEEN {_STATES + 1} AND {_STATES + MAX_NUMBER}",
 }
 
 
@@ -82,7 +82,7 @@ def _problems(snapshot: Snapshot, report: Row) -> Iterator[Row]:
     if db is None:
         text = f"the database cannot be opened: {snapshot.damage}"
         if snapshot.explanation:
-            text += f", {snapshot.explanation}"
+            text += f": {snapshot.explanation}"
         yield _problem("file", text, reason=snapshot.damage)
         return
     yield from _guarded(lambda: structure(db))
@@ -112,7 +112,7 @@ class Damaged(Struct, frozen=True):
     A row whose checksum is wrong.
 
     :ivar table: as SQL knows it.
-    :ivar key: its primary key.
+    :ivar key: its primary key; 0 for a loss.
     """
 
     table: str
@@ -132,6 +132,9 @@ def damaged_rows(db: sqlite3.Connection) -> Iterator[Damaged]:
     for key, crc, name, body in db.execute(remembered):
         if not is_whole(command_checksum, crc, name, "", body):
             yield Damaged("remembered", key, name)
+    for (reason, *_), loss in lossbook.read(db):
+        if loss is None:
+            yield Damaged("loss", 0, reason)
 
 
 def _row_problems(db: sqlite3.Connection) -> Iterator[Row]:
@@ -144,6 +147,9 @@ def _row_problems(db: sqlite3.Connection) -> Iterator[Row]:
             case "command":
                 text = "a command is damaged: the next start reports it as interrupted"
                 yield _problem("row", text, table="commands", id=row.id)
+            case "loss":
+                text = f"a loss by the reason {row.id} is damaged: it is reported as one of unknown kind"
+                yield _problem("row", text, table="losses", id=row.id)
             case _:
                 text = "a remembered result is damaged: a duplicate of its command gets the status alone"
                 yield _problem("row", text, table="commands", id=row.id)
@@ -169,9 +175,9 @@ def wrong_totals(db: sqlite3.Connection, report: Row | None = None) -> Iterator[
 def recount(db: sqlite3.Connection) -> dict[str, int]:
     """Return the totals as the rows have them; the next numbers are the least that are possible."""
     right = {name: int(db.execute(statement).fetchone()[0]) for name, statement in {**TOTALS, **NEXT}.items()}
-    losses = int(db.execute("SELECT coalesce(sum(n), 0) FROM loss").fetchone()[0])
+    losses = sum(1 if loss is None else loss.count for _, loss in lossbook.read(db))
     for (body,) in db.execute("SELECT body FROM loss_receipt"):
-        told = reported(body)
+        told = lossbook.reported(body)
         losses += 1 if told is None else sum(loss.count for loss in told)
     return right | {"losses": losses}
 

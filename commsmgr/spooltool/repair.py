@@ -22,7 +22,7 @@ from commsmgr.spool import files
 from commsmgr.spool.books import Books
 from commsmgr.spool.faults import is_torn
 from commsmgr.spool.opening import Opening
-from commsmgr.spool.records import command_checksum
+from commsmgr.spool.records import Reason, command_checksum
 from commsmgr.spool.schema import NewerVersion
 from commsmgr.spooltool import access
 from commsmgr.spooltool.health import NEXT, damaged_rows, recount, structure, wrong_totals
@@ -81,8 +81,11 @@ def _mend(books: Books, now: float) -> list[Row]:
         books.counter = structs.replace(books.counter, **right)
     for row in list(damaged_rows(db)):
         if row.table == "entry":
-            books.bury(row.key, "damaged", now)
-            done.append({"done": "buried", "id": row.id, "reason": "damaged"})
+            books.bury(row.key, Reason.DAMAGED, now)
+            done.append({"done": "buried", "id": row.id, "reason": Reason.DAMAGED})
+        elif row.table == "loss":
+            books.losses.mend(now)  # all of them, once
+            done.append({"done": "recounted", "table": "losses", "reason": row.id})
         elif row.table == "remembered":
             (size,) = db.execute("SELECT length(body) FROM remembered WHERE key = ?", (row.key,)).fetchone()
             db.execute("DELETE FROM remembered WHERE key = ?", (row.key,))

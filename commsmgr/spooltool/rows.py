@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from commsmgr.spool.records import Lane, Loss, command_checksum, entry_checksum, first_seq
+from commsmgr.spool import lossbook
+from commsmgr.spool.records import Lane, command_checksum, entry_checksum, first_seq
 
 Row: TypeAlias = dict[str, Any]
 
@@ -26,7 +27,6 @@ _COMMAND = (
     "SELECT c.id, c.digest, c.accepted_at, c.offered, c.finished_at, c.status, c.result_id, length(c.body), c.crc,"
     " {command}, r.crc, {result} FROM command c LEFT JOIN remembered r ON r.key = c.key"
 )
-_LOSS = "SELECT reason, kind, n, first_at, last_at FROM loss ORDER BY first_at, reason, kind"
 
 
 class Table(Enum):
@@ -97,6 +97,8 @@ def _dead(db: sqlite3.Connection, where: str, values: tuple[Any, ...], bodies: b
     for seq, kind, name, key, accepted_at, died_at, reason, size, body in db.execute(statement, values):
         row = _place(seq, key, Table.DEAD.value) | {"kind": kind, "id": name, "reason": reason}
         row |= {"accepted_at": moment(accepted_at), "died_at": moment(died_at), "bytes": size}
+        if not (isinstance(seq, int) and all(isinstance(each, str) for each in (kind, name, key, reason))):
+            row["damaged"] = True
         yield row | (content("body", body) if bodies else {})
 
 
@@ -129,24 +131,16 @@ def _losses(db: sqlite3.Connection) -> Iterator[Row]:
     """Yield the losses of the receipt that is being reported, then those that come after it."""
     for name, body in db.execute("SELECT id, body FROM loss_receipt"):
         row: Row = {"table": Table.LOSSES.value, "receipt_id": name}
-        losses = reported(body)
+        losses = lossbook.reported(body)
         if losses is None:
             yield row | {"damaged": True}
         else:
             yield from (row | _loss(*msgspec.structs.astuple(loss)) for loss in losses)
-    for found in db.execute(_LOSS):
-        yield {"table": Table.LOSSES.value, **_loss(*found)}
+    for found, loss in lossbook.read(db):
+        yield {"table": Table.LOSSES.value, **_loss(*found)} | ({} if loss else {"damaged": True})
 
 
-def reported(body: bytes) -> list[Loss] | None:
-    """Return the losses in the body of a receipt, None when it is damaged."""
-    try:
-        return msgspec.json.decode(body, type=list[Loss])
-    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
-        return None
-
-
-def _loss(reason: str, kind: str, count: int, first_at: float, last_at: float) -> Row:
+def _loss(reason: Any, kind: Any, count: Any, first_at: Any, last_at: Any) -> Row:
     return {
         "reason": reason,
         "kind": kind,
@@ -156,9 +150,9 @@ def _loss(reason: str, kind: str, count: int, first_at: float, last_at: float) -
     }
 
 
-def _place(seq: int, key: str, table: str) -> Row:
+def _place(seq: Any, key: Any, table: str) -> Row:
     """Return the names of an entry. A state's number is beyond what readers of JSON can hold: it goes by its key."""
-    return {"table": table, "seq": seq} if seq < _STATES else {"table": table, "key": key}
+    return {"table": table, "key": key} if isinstance(seq, int) and seq > _STATES else {"table": table, "seq": seq}
 
 
 def is_whole(checksum: Any, crc: Any, *fields: Any) -> bool:

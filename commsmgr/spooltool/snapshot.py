@@ -48,6 +48,7 @@ from msgspec import Struct
 from commsmgr.errors import SpoolError
 from commsmgr.spool import files, wal
 from commsmgr.spool.faults import is_full, is_torn
+from commsmgr.spool.faults import readable as text_of
 from commsmgr.spool.opening import BUILT
 from commsmgr.spool.schema import NewerVersion, prepare
 
@@ -160,7 +161,8 @@ def readable(directory: str) -> Iterator[sqlite3.Connection]:
         if snapshot.db is None:
             if snapshot.damage == "newer":
                 raise SpoolError(f"the spool in {directory} was written by a newer commsmgr; use that one's tools")
-            raise Unusable(f"the spool in {directory} cannot be opened ({snapshot.damage})")
+            why = f"{snapshot.damage}: {snapshot.explanation}" if snapshot.explanation else snapshot.damage
+            raise Unusable(f"the spool in {directory} cannot be opened ({why})")
         yield snapshot.db
 
 
@@ -184,7 +186,7 @@ def _judged(path: str) -> Snapshot:
             snapshot.damage, snapshot.explanation = "damaged", str(error)
         else:
             # What is no UTF-8 is damaged, and shown all the same.
-            db.text_factory = lambda text: text.decode("utf-8", "replace")
+            db.text_factory = text_of
             snapshot.db = db
         finally:
             if snapshot.db is None:
