@@ -21,8 +21,9 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from commsmgr.spool import wal
+from commsmgr.spool import layout, wal
 from commsmgr.spool.files import NOT_OURS, beginning, size_of
+from commsmgr.spool.schema import MIGRATIONS
 from commsmgr.spool.wal import PAGE_SIZE
 
 _CHUNK: Final = 1 << 20
@@ -89,11 +90,15 @@ def _text(raw: bytes) -> str | bytes:
 
 
 def _has_schema(path: str) -> bool:
+    """Say whether the tables that are there are defined as they should be, the main ones among them."""
     db = connect(path)
     try:
-        names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        return {"entry", "command", "counter"} <= names
-    except sqlite3.Error:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        found, right = layout.of(db), layout.made_by(MIGRATIONS[:version])
+        return {"entry", "command", "counter"} <= found.keys() and all(
+            columns == found.get(name, columns) for name, columns in right.items()
+        )
+    except (sqlite3.Error, UnicodeDecodeError):  # the latter where SQLite would quote what is no text
         return False
     finally:
         db.close()
