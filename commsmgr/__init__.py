@@ -7,10 +7,10 @@ look into a spool.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from commsmgr._version import __version__
+from commsmgr.lazy import names as _names
 
 if TYPE_CHECKING:
     from commsmgr.channel import CommandChannel
@@ -41,29 +41,16 @@ __all__ = [
     "load",
 ]
 
-# Looked up when first asked for: whatever imports a part, as the command line does, need not load the network with it.
-_HOMES = {
-    "channel": ("CommandChannel",),
-    "config": ("Config",),
-    "errors": ("CommsError", "ConfigError", "DeadlineExceeded", "QueueFull", "TransportError"),
-    "manager": ("Manager",),
-    "messages": ("Command", "Push", "Result", "SystemHealth"),
-    "settings": ("load",),
-    "status": ("Status",),
-    "transport.http": ("HTTPResponse",),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name."""
-    for module, names in _HOMES.items():
-        if name in names:
-            value = getattr(import_module(f"commsmgr.{module}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """Return the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = _names(
+    __name__,
+    {
+        "channel": ("CommandChannel",),
+        "config": ("Config",),
+        "errors": ("CommsError", "ConfigError", "DeadlineExceeded", "QueueFull", "TransportError"),
+        "manager": ("Manager",),
+        "messages": ("Command", "Push", "Result", "SystemHealth"),
+        "settings": ("load",),
+        "status": ("Status",),
+        "transport.http": ("HTTPResponse",),
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from commsmgr.lazy import names as _names
 
 if TYPE_CHECKING:
     from commsmgr.spool.executor import Executor
@@ -50,37 +51,29 @@ __all__ = [
     "StoredCommand",
 ]
 
-# Looked up when first asked for: the command line uses the modules below this without loading Deferreds.
-_HOMES = {
-    "executor": ("Executor",),
-    "inbox": ("Inbox",),
-    "losses": ("Losses",),
-    "outbox": ("Outbox",),
-    "patience": ("PatientOpening",),
-    "reader": ("Reader",),
-    "records": (
-        "RESULT_KIND",
-        "Accepted",
-        "DeadLetter",
-        "Duplicate",
-        "Entry",
-        "Lane",
-        "Loss",
-        "LossReceipt",
-        "Opened",
-        "OutboxStats",
-        "Salvaged",
-        "StoredCommand",
-    ),
-    "spool": ("Spool",),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name."""
-    for module, names in _HOMES.items():
-        if name in names:
-            value = getattr(import_module(f"commsmgr.spool.{module}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = _names(
+    __name__,
+    {
+        "executor": ("Executor",),
+        "inbox": ("Inbox",),
+        "losses": ("Losses",),
+        "outbox": ("Outbox",),
+        "patience": ("PatientOpening",),
+        "reader": ("Reader",),
+        "records": (
+            "RESULT_KIND",
+            "Accepted",
+            "DeadLetter",
+            "Duplicate",
+            "Entry",
+            "Lane",
+            "Loss",
+            "LossReceipt",
+            "Opened",
+            "OutboxStats",
+            "Salvaged",
+            "StoredCommand",
+        ),
+        "spool": ("Spool",),
+    },
+)
