@@ -17,7 +17,7 @@ synced, and a power cut undoes a random tail of it. What plain code does to file
 as durable at once.
 
 A sync that fails is as Linux has it: what was waiting for it may be on the disk or not, stays readable, and no later
-sync will write it.
+sync will write it. For that there is :func:`commsmgr.spool.files.write_again`, which the disk is asked about as well.
 
 Handles that a crash killed never come back to Python: their table of functions is replaced by one in which everything
 fails, made of a C function of SQLite that takes nothing and returns 1, which is SQLITE_ERROR. So a connection that is
@@ -32,6 +32,7 @@ from __future__ import annotations
 import _sqlite3
 import atexit
 import ctypes
+import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -41,6 +42,8 @@ from random import Random
 from typing import Any, Final
 
 from msgspec import Struct
+
+from commsmgr.spool import files as spool_files
 
 IOERR: Final = {
     "open": sqlite3.SQLITE_CANTOPEN,
@@ -343,6 +346,35 @@ class Disk:
         file.pending.clear()
         file.doubtful = True
 
+    def write_again(self, path: str, genuine: Callable[[str], None]) -> None:
+        """Plain code writes a file over itself and syncs it. Raises OSError."""
+        try:
+            with open(path, "rb") as plain:
+                content = plain.read()
+        except FileNotFoundError:
+            content = b""
+        if not content:
+            return
+        file = self._files.get(path)
+        if file is not None and not file.is_at_path():
+            file = None
+        failure = OSError(errno.EIO, os.strerror(errno.EIO))
+        self.operations += 1
+        if self.asked("write", path, 0, len(content)) not in (0, sqlite3.SQLITE_FULL):  # it takes no room
+            raise failure
+        if file is not None:
+            file.pending.append((0, content))
+        self.operations += 1
+        if self.asked("sync", path, 0, 0):
+            if file is not None and not self.down:
+                self.not_synced(file)
+            raise failure
+        genuine(path)
+        if file is not None:
+            self.synced(file)
+            file.doubtful = False
+            self._let_go(file)
+
     def delete(self, path: str, sync: bool) -> None:
         """Delete a file. Raises OSError."""
         file = self._files.get(path)
@@ -452,6 +484,7 @@ class FaultyVFS:
             setattr(self._vfs, name, ctypes.cast(function, c_void_p))
         self._methods = _Methods(1, *(ctypes.cast(each, c_void_p) for each in methods.values()))
         _LIBRARY.sqlite3_vfs_register(byref(self._vfs), 1)
+        self._write_again, spool_files.write_again = spool_files.write_again, self._written_again
         atexit.register(self._kill_all)
 
     def uninstall(self) -> None:
@@ -464,6 +497,7 @@ class FaultyVFS:
             raise RuntimeError(f"still open: {[file.path for _, file in self._handles.values()]}")
         for disk in list(self._disks.values()):
             disk.close()
+        spool_files.write_again = self._write_again
         _LIBRARY.sqlite3_vfs_unregister(byref(self._vfs))
         _LIBRARY.sqlite3_vfs_register(self._original, 1)
         _LIBRARY.sqlite3_randomness(0, None)
@@ -512,6 +546,12 @@ class FaultyVFS:
     def forget(self, disk: Disk) -> None:
         """The disk is closed."""
         self._disks = {root: each for root, each in self._disks.items() if each is not disk}
+
+    def _written_again(self, path: str) -> None:
+        if (disk := self.disk_of(path)) is None:
+            self._write_again(path)
+        else:
+            disk.write_again(path, self._write_again)
 
     def _kill_all(self) -> None:
         for disk in self._disks.values():

@@ -15,6 +15,7 @@ from tempfile import mkdtemp
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from commsmgr.spool import files
 from tests.faulty_vfs import IOERR, Crashed, Disk, FaultyVFS, Operation
 
 ROOT = Path(__file__).absolute().parent.parent
@@ -115,6 +116,29 @@ class FaultyVFSTests(SynchronousTestCase):
         self.assertNotEqual(Path(self.path + "-wal").read_bytes(), log)
         self.db = self.connect()
         self.assertLess(len(self.rows()), 21)
+
+    def test_written_again(self) -> None:
+        """What a failed sync has dropped no later sync brings to the disk, but writing the file again does."""
+        log = self.path + "-wal"
+        left = set()
+        for again in (False, True):
+            for seed in range(10):
+                self.db.close()
+                self.disk = self.make_disk(seed)
+                self.db = self.connect()
+                self.db.execute("DELETE FROM t")
+                self.answer("sync", IOERR["sync"])
+                self.fails("INSERT INTO t VALUES (0, randomblob(3000))")
+                self.disk.crash(power_cut=False)
+                if again:
+                    self.assertRaises(OSError, files.write_again, log)
+                self.disk.hook = None
+                if again:
+                    files.write_again(log)
+                self.disk.crash(power_cut=True)
+                self.db = self.connect()
+                left.add((again, len(self.rows())))
+        self.assertEqual(left, {(False, 0), (False, 1), (True, 1)})
 
     def test_dead_handles(self) -> None:
         """Whatever a dead connection does, or its collection, fails and changes nothing."""

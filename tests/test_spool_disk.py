@@ -441,6 +441,33 @@ class FailingDiskTests(OnDisk):
         await spool.open()
         self.assertEqual(await self.all_ids(spool), ["a"])
 
+    def test_write_again(self) -> None:
+        """All of the file is written, to where it stands, and then it is flushed, and its name."""
+        self.directory.mkdir(parents=True)
+        path = self.directory / "log"
+        content = os.urandom((1 << 20) + 5000)
+        path.write_bytes(content)
+        done: list[tuple[str, int]] = []
+        pwrite, fsync = os.pwrite, os.fsync
+
+        def half_written(descriptor: int, data: bytes, start: int) -> int:
+            written = pwrite(descriptor, data[: max(len(data) // 2, 4096)], start)
+            done.append(("write", written))
+            return written
+
+        def synced(descriptor: int) -> None:
+            done.append((os.readlink(f"/proc/self/fd/{descriptor}"), 0))
+            fsync(descriptor)
+
+        self.patch(os, "pwrite", half_written)
+        self.patch(os, "fsync", synced)
+        files.write_again(str(path))
+        self.assertEqual(path.read_bytes(), content)
+        self.assertEqual(sum(written for _, written in done), len(content))
+        self.assertEqual([what for what, _ in done if what != "write"], [str(path), str(self.directory)])
+        self.assertEqual(done[-3][0], "write")
+        files.write_again(str(self.directory / "absent"))
+
     def test_ballast(self) -> None:
         """The ballast takes real space, is taken over from an earlier run, and is not taken from a nearly full disk."""
         self.directory.mkdir(parents=True)

@@ -447,7 +447,7 @@ class LogTests(Torn):
                 self.assertEqual(self.missing(entries), {"late29"})
 
     def test_rest_of_an_unfinished_transaction(self) -> None:
-        """A transaction that is cut short while it is written over the rest of a larger one, never finished: no damage."""
+        """A transaction that was being written over the rest of a larger one, never finished: no damage."""
         self.fill()
         self.crash(30)
         log = self.log.read_bytes()

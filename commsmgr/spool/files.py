@@ -202,6 +202,26 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
+def write_again(path: str) -> None:
+    """
+    Write what is in the file ``path``, which no connection has open, over itself, and flush it.
+
+    When a flush has failed Linux takes for written what was not: that can still be read, no later flush writes it, and
+    a power cut brings back what stood there before.
+    """
+    if not size_of(path):
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        start = 0
+        while part := os.pread(descriptor, 1 << 20, start):
+            start += os.pwrite(descriptor, part, start)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_directory(os.path.dirname(path))
+
+
 def sync_directory(directory: str) -> None:
     """Make renames and new names in ``directory`` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

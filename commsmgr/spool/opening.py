@@ -99,15 +99,19 @@ class Opening:
             aside = self._replace("damaged")
         return self._open(), aside
 
-    def connect(self, *, damaged: bool = False, doubtful: bool = False) -> Books:
+    def connect(self, *, damaged: bool = False) -> Books:
         """
         Open the database as it is.
 
+        What is read of its log will count as accepted, so first of all that is made durable: a flush may have failed,
+        now or in the life before.
+
         :param damaged: whether it is known to be damaged.
-        :param doubtful: whether the disk has failed since it was opened last.
+        :raise OSError: the disk does not let us; also :class:`sqlite3.Error`.
         """
+        files.write_again(self._path + "-wal")
         synchronous = "NORMAL" if self._settings.durability == "normal" else "FULL"
-        return self._connect(self._path, synchronous, damaged=damaged, doubtful=doubtful)
+        return self._connect(self._path, synchronous, damaged=damaged)
 
     def _open(self) -> Books:
         if not os.path.lexists(self._path):
@@ -137,10 +141,10 @@ class Opening:
         os.rename(building, self._path)
         files.sync_directory(os.path.dirname(self._path))
 
-    def _connect(self, path: str, synchronous: str, *, damaged: bool, doubtful: bool = False) -> Books:
+    def _connect(self, path: str, synchronous: str, *, damaged: bool) -> Books:
         db = sqlite3.connect(path, isolation_level=None, timeout=0)
         try:
-            prepare(db, synchronous=synchronous, in_memory=path == ":memory:", doubtful=doubtful)
+            prepare(db, synchronous=synchronous, in_memory=path == ":memory:")
             quarter = self._settings.max_bytes // 4
             return Books(
                 db,

@@ -110,19 +110,17 @@ class NewerVersion(Exception):
     """The database was written by a newer commsmgr."""
 
 
-def prepare(db: sqlite3.Connection, *, synchronous: str, in_memory: bool, doubtful: bool = False) -> None:
+def prepare(db: sqlite3.Connection, *, synchronous: str, in_memory: bool) -> None:
     """
     Make a freshly connected ``db`` ready: settings in the one order that works, then the migrations that it lacks.
 
     ``page_size`` and ``auto_vacuum`` only count before the first write. The application id is written before the switch
     to write-ahead logging, so that it is in the file itself from the first page on, where :mod:`.files` looks for it.
 
-    Of a database that has its layout nothing is written before its log is folded in. Where a flush had failed the log
-    may have holes on the disk which only folding it in mends; a frame behind one, even that of a setting that was as it
-    is, would make it look damaged after a power cut, and whatever was accepted behind one could be lost.
+    Nothing is written to a database that is as it should be: each attempt to open it on a failing disk would make the
+    log longer, and put a frame behind what was not flushed, which after a power cut looks like damage.
 
     :param synchronous: ``FULL`` or ``NORMAL``.
-    :param doubtful: whether a flush has failed, so that the log must not stay as it is, not even on a full disk.
     :raise NewerVersion: nothing was changed.
     :raise sqlite3.Error: the file is damaged, or the disk is full or failing.
     """
@@ -148,7 +146,7 @@ def prepare(db: sqlite3.Connection, *, synchronous: str, in_memory: bool, doubtf
     try:
         # So that the application id, the version and the schema are in the file itself before anything is accepted.
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except sqlite3.OperationalError as error:
-        if version < VERSION or doubtful or error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+    except sqlite3.OperationalError:
+        if version < VERSION:
             raise
         # They are. That there is no room to fold a long log in must not keep receipts from being taken.

@@ -173,8 +173,7 @@ class Writer:
             disconnect(books)
 
     def _connect(self) -> Books:
-        # Whatever the log holds has to be in the database by then: a flush that failed says nothing of later ones.
-        return self._opening.connect(damaged=self._trouble.damaged, doubtful=True)
+        return self._opening.connect(damaged=self._trouble.damaged)
 
     # -- a batch
 
@@ -240,7 +239,7 @@ class Writer:
         try:
             self._transaction(jobs, results)
             return results
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             if self._in_memory or not _is_trouble(error):
                 raise
             if self._trouble.worth_a_line():
