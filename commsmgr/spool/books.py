@@ -14,7 +14,7 @@ from typing import Any, Final
 from msgspec import Struct, structs
 
 from commsmgr.errors import QueueFull
-from commsmgr.spool.faults import TORN, is_torn, lenient, torn  # noqa: F401  # TORN: for those who ask here
+from commsmgr.spool.faults import is_torn, lenient, torn
 from commsmgr.spool.lossbook import LossBook
 from commsmgr.spool.records import DeadLetter, Entry, Lane, Reason, entry_checksum, first_seq, lane_of
 

@@ -37,7 +37,8 @@ from twisted.logger import Logger
 
 from commsmgr import config
 from commsmgr.spool import files, image
-from commsmgr.spool.books import TORN, Books
+from commsmgr.spool.books import Books
+from commsmgr.spool.faults import is_torn
 from commsmgr.spool.records import Salvaged
 from commsmgr.spool.salvage import Salvage
 from commsmgr.spool.schema import NewerVersion, prepare
@@ -94,7 +95,7 @@ class Opening:
         except NewerVersion:
             aside = self._replace("newer")
         except sqlite3.DatabaseError as error:
-            if code(error) not in TORN:
+            if not is_torn(error):
                 raise
             aside = self._replace("damaged")
         return self._open(), aside
@@ -225,8 +226,3 @@ def disconnect(books: Books) -> None:
     """Close the database. Never fails: what is committed is safe."""
     with suppress(sqlite3.Error):
         books.db.close()
-
-
-def code(error: sqlite3.Error) -> int:
-    """Return the primary result code; sqlite3 leaves it out of errors of its own."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -29,7 +29,6 @@ What goes wrong without a crash:
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -44,9 +43,10 @@ from commsmgr import config
 from commsmgr.errors import CommsError, SpoolError, SpoolUnusable, SpoolWriteFailed
 from commsmgr.spool import ballast, files
 from commsmgr.spool.ballast import Ballast
-from commsmgr.spool.books import TORN, Books, Counter
+from commsmgr.spool.books import Books, Counter
 from commsmgr.spool.executor import failure
-from commsmgr.spool.opening import Opening, SetAside, code, disconnect
+from commsmgr.spool.faults import code, is_full, is_torn
+from commsmgr.spool.opening import Opening, SetAside, disconnect
 from commsmgr.spool.trouble import Trouble
 
 CHECKPOINT_BYTES: Final = 4 << 20
@@ -144,7 +144,7 @@ class Writer:
             try:
                 self._books, aside = self._opening.open()
             except (sqlite3.Error, OSError) as error:
-                if not _is_full(error):
+                if not is_full(error):
                     raise
                 # What the run before has kept for the worst moment.
                 self._ballast.drop()
@@ -209,7 +209,7 @@ class Writer:
         try:
             return self._with_recovery(jobs)
         except Exception as error:
-            if _is_torn(error):
+            if is_torn(error):
                 self._found_damage(str(error))
                 if self._books is not None:
                     self._books.damaged = True
@@ -230,7 +230,7 @@ class Writer:
             self._transaction([job], results)
             return results[0]
         except Exception as error:
-            if _is_trouble(error) and not _is_torn(error):
+            if _is_trouble(error) and not is_torn(error):
                 self._disconnect()  # whether it is in the database only the next recovery tells
             return failure(_typed(error))
 
@@ -248,10 +248,10 @@ class Writer:
                     event="spool.write-failed",
                     reason=str(error),
                 )
-            if self._trouble.damaged and _is_torn(error):
+            if self._trouble.damaged and is_torn(error):
                 raise
             trouble = error
-        if code(trouble) == sqlite3.SQLITE_FULL:
+        if is_full(trouble):
             self._make_room()
         elif self._recovered():
             return results
@@ -259,7 +259,7 @@ class Writer:
         try:
             self._transaction(jobs, results)
         except sqlite3.Error as error:
-            if code(error) != sqlite3.SQLITE_FULL and _is_trouble(error) and not _is_torn(error):
+            if not is_full(error) and _is_trouble(error) and not is_torn(error):
                 # What was written may yet come back, and must not be taken for the next batch, with the same number.
                 self._disconnect()
             raise
@@ -343,17 +343,6 @@ class Writer:
 def _is_trouble(error: Exception) -> bool:
     """Say whether the disk is to blame, and not what was to be written."""
     return isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and code(error) in _DISK_TROUBLE)
-
-
-def _is_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, sqlite3.Error) and code(error) == sqlite3.SQLITE_FULL
-
-
-def _is_torn(error: Exception) -> bool:
-    """Say whether the database is damaged."""
-    return isinstance(error, sqlite3.Error) and code(error) in TORN
 
 
 def _is_refused(result: Any) -> bool:
