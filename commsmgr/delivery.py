@@ -34,7 +34,7 @@ from commsmgr.openlink import OpenLink
 from commsmgr.posting import Posting
 from commsmgr.requests import Requests
 from commsmgr.session.conversation import Nacked
-from commsmgr.spool import Entry, Lane, Outbox
+from commsmgr.spool import Entry, Lane, Outbox, Reason
 from commsmgr.transport.http import HTTPResponse
 from commsmgr.waiters import Waiters
 
@@ -197,7 +197,7 @@ class Delivery:
         others.
         """
         if refusal.retry_after is None:
-            self._bury(seq, refusal.id, f"refused: {refusal.code} {refusal.message}"[:200])
+            self._bury(seq, refusal.id, f"{Reason.REFUSED}: {refusal.code} {refusal.message}"[:200])
         else:
             now = self._clock.seconds()
             if self._paused_until <= now:

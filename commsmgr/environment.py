@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -14,6 +13,7 @@ from twisted.internet.defer import Deferred
 from commsmgr import credentials
 from commsmgr._version import __version__
 from commsmgr.config import Config
+from commsmgr.instants import rfc3339
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.observe.metrics import Metrics
 from commsmgr.redact import Redactor
@@ -43,7 +43,7 @@ class Environment:
 
     def timestamp(self) -> str:
         """Return the time now as RFC 3339, in UTC."""
-        return datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return rfc3339(self.wall())
 
 
 class NotedToken:

@@ -22,7 +22,6 @@ does not acknowledge it is not ended for that. A plain backend has no word for i
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from enum import Enum, auto
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -31,6 +30,7 @@ from twisted.python.failure import Failure
 
 from commsmgr import config
 from commsmgr.errors import NotRunning
+from commsmgr.instants import rfc3339
 from commsmgr.messages import LossReport, LossRow
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import OpenLink
@@ -158,8 +158,8 @@ class LossReports:
                 reason=loss.reason,
                 kind=loss.kind,
                 count=loss.count,
-                first_at=_rfc3339(loss.first_at),
-                last_at=_rfc3339(loss.last_at),
+                first_at=rfc3339(loss.first_at),
+                last_at=rfc3339(loss.last_at),
             )
             for loss in receipt.losses
         ]
@@ -188,7 +188,3 @@ class LossReports:
         link = self._link
         if self._state is _State.OUTSTANDING and self._later is None and link is not None and link.sendable:
             link.report_losses(self._report)
-
-
-def _rfc3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

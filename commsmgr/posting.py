@@ -19,7 +19,7 @@ from commsmgr.observe.metrics import Metrics
 from commsmgr.policy.backoff import full_jitter
 from commsmgr.policy.retry import Permanent, Refused, judge
 from commsmgr.requests import Requests, not_html
-from commsmgr.spool import Entry, Reader
+from commsmgr.spool import Entry, Reader, Reason
 from commsmgr.transport.http import HTTPResponse
 
 PATHS = {"command_result": "/commands/result", "inventory": "/inventory"}
@@ -94,7 +94,7 @@ class Posting:
         path = PATHS.get(entry.kind)
         if path is None:
             # A newer version may have left it in the spool.
-            self._given_up(entry, f"unknown: no way for a {entry.kind}")
+            self._given_up(entry, f"{Reason.UNKNOWN}: no way for a {entry.kind}")
             return True
         try:
             response = await self._requests.send(
@@ -103,7 +103,7 @@ class Posting:
         except CommsError as error:
             if self._requests.proven and (reason := _refusal(error)):
                 self._metrics.message(entry.kind, "out", "refused")
-                self._given_up(entry, f"refused: {reason}")
+                self._given_up(entry, f"{Reason.REFUSED}: {reason}")
                 # One poisoned entry costs little; a backend that refuses everything gets it slower and slower, so that
                 # an operator can step in before the whole outbox is among the dead letters.
                 self._back_off()

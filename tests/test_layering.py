@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "redact", "urls", "status",
         "reference", "shape", "rules", "settings", "waiters",
-        "clock", "process",
+        "clock", "process", "lazy", "instants",
     ),
     ("policy/", "session/"),
     ("spool/", "transport/", "credentials", "machine", "sources", "psutil_source"),

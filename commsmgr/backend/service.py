@@ -8,7 +8,6 @@ commands, durable storage off the reactor's thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -34,6 +33,7 @@ from commsmgr.backend.switchboard import DIALECT_PLAIN, DIALECT_V1, Switchboard
 from commsmgr.backend.websocket import AgentSocketFactory
 from commsmgr.errors import ConfigError, NotRunning
 from commsmgr.ids import IdSource
+from commsmgr.instants import rfc3339
 from commsmgr.messages import CommandData, Goaway, GoawayData, JSONObject, ResultBody, Settings, SettingsData
 
 _STOP_GRACE = 1.0
@@ -378,7 +378,7 @@ class ReferenceBackend(Service):
         return f"cmd_{int(self.wall() * 1000)}" if self.quirks else self._ids()
 
     def _timestamp(self) -> str:
-        return datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return rfc3339(self.wall())
 
     def _fault_started(self, fault: Fault) -> None:
         settings = msgspec.to_builtins(fault)

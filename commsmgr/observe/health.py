@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
+from commsmgr.instants import shown
 from commsmgr.redact import single_line
 from commsmgr.status import (
     BackendStatus,
@@ -61,7 +60,7 @@ def _why(backend: BackendStatus) -> str:
     """Return why there is no proven connection to ``backend``."""
     said = f"{backend.name} {_link(backend.link)}"
     if isinstance(backend.link, Registered):
-        proof = f"last at {_at(backend.last_receipt)}" if backend.last_receipt else "never so far"
+        proof = f"last at {shown(backend.last_receipt)}" if backend.last_receipt else "never so far"
         said += f", but has not proven lately that it takes what is sent ({proof})"
     if backend.breaker != "closed":
         said += f", its circuit breaker is {backend.breaker.replace('_', '-')}"
@@ -77,37 +76,29 @@ def _link(state: LinkState) -> str:
             return "is not wanted now"
         case Waiting(reason=reason, until=until, attempts=attempts):
             times = f"{attempts} attempt{'' if attempts == 1 else 's'}"
-            return f"failed after {times}: {reason.rstrip('.')}; the next one starts at {_at(until)}"
+            return f"failed after {times}: {reason.rstrip('.')}; the next one starts at {shown(until)}"
         case Connecting(since=since):
-            return f"is being connected since {_at(since)}"
+            return f"is being connected since {shown(since)}"
         case Registering(since=since):
-            return f"has not answered the registration sent at {_at(since)}"
+            return f"has not answered the registration sent at {shown(since)}"
         case Draining(since=since):
-            return f"is being left since {_at(since)}"
+            return f"is being left since {shown(since)}"
         case Registered():
             return f"is registered {_registered(state)}"
 
 
 def _registered(state: LinkState) -> str:
     assert isinstance(state, Registered)
-    return f"({state.dialect}, {state.tls or 'without TLS'}) since {_at(state.since)}"
+    return f"({state.dialect}, {state.tls or 'without TLS'}) since {shown(state.since)}"
 
 
 def _queue(queue: QueueStatus) -> str:
     said = ""
     if queue.events:
-        oldest = "" if queue.oldest_event_at is None else f", the oldest since {_at(queue.oldest_event_at)}"
+        oldest = "" if queue.oldest_event_at is None else f", the oldest since {shown(queue.oldest_event_at)}"
         said = f"{queue.events} event{' waits' if queue.events == 1 else 's wait'} ({queue.event_bytes} bytes){oldest}"
         if queue.outage_budget is not None:
             said += f"; at the present rate there is room for another {queue.outage_budget:.0f} s"
     if queue.dead_letters:
         said += f"{'. ' if said else ''}{queue.dead_letters} dead letter{'' if queue.dead_letters == 1 else 's'}"
     return said
-
-
-def _at(timestamp: float) -> str:
-    """Return ``timestamp`` as RFC 3339 in UTC; a machine's clock may be anywhere, and this must not fail for it."""
-    try:
-        return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    except (ValueError, OverflowError, OSError):
-        return f"{timestamp} s"

@@ -18,7 +18,6 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, TypeAlias
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
@@ -26,6 +25,7 @@ from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 from zope.interface import implementer
 
+from commsmgr.instants import rfc3339
 from commsmgr.redact import MARK, Redactor, clip, sensitive, single_line
 
 _CORRELATION = ("backend", "message_id")
@@ -121,8 +121,8 @@ def _record(event: LogEvent, redactor: Redactor) -> _Record:
 
 def _time(when: object) -> str:
     try:
-        return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"  # type: ignore[arg-type]  # whatever the event bears
-    except (TypeError, ValueError, OverflowError, OSError):
+        return rfc3339(when)
+    except ValueError:
         return "-"
 
 

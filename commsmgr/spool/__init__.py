@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         LossReceipt,
         Opened,
         OutboxStats,
+        Reason,
         Salvaged,
         StoredCommand,
     )
@@ -46,6 +47,7 @@ __all__ = [
     "OutboxStats",
     "PatientOpening",
     "Reader",
+    "Reason",
     "Salvaged",
     "Spool",
     "StoredCommand",
@@ -71,6 +73,7 @@ __getattr__, __dir__ = _names(
             "LossReceipt",
             "Opened",
             "OutboxStats",
+            "Reason",
             "Salvaged",
             "StoredCommand",
         ),

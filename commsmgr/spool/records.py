@@ -28,6 +28,7 @@ class Reason(StrEnum):
     EVICTED = "evicted"
     DAMAGED = "damaged"
     DROPPED = "dropped"
+    UNKNOWN = "unknown"
     OTHER = "other"
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Final
+
+from commsmgr.instants import shown
 
 LONGEST: Final = 60.0
 """Seconds between two log lines about one trouble, at most; the first two are a second apart."""
@@ -32,7 +33,7 @@ class Trouble:
     def failed(self, reason: str) -> None:
         """The last batch was not done, or not all of it."""
         if not self.damaged:
-            self.text = f"the spool in {self._directory} has failed: {reason}; all was well at {_at(self._good_at)}"
+            self.text = f"the spool in {self._directory} has failed: {reason}; all was well at {shown(self._good_at)}"
 
     def found_damage(self, reason: str) -> bool:
         """Reading or writing fails because of what is in the file. Return whether that is news."""
@@ -40,7 +41,7 @@ class Trouble:
             return False
         self.damaged = True
         self.text = (
-            f"the spool's database in {self._directory} is damaged: {reason}; all was well at {_at(self._good_at)};"
+            f"the spool's database in {self._directory} is damaged: {reason}; all was well at {shown(self._good_at)};"
             " what is in the damaged part is not delivered; look at the disk, then restart the agent: it sets the"
             " database aside and takes over all that can be read"
         )
@@ -61,10 +62,3 @@ class Trouble:
         self._logged_at = now
         self._pause = min(max(2 * self._pause, 1.0), LONGEST)
         return True
-
-
-def _at(timestamp: float) -> str:
-    try:
-        return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    except (ValueError, OverflowError, OSError):
-        return f"{timestamp} s"

@@ -9,12 +9,12 @@ from __future__ import annotations
 import sqlite3
 from base64 import b64encode
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, TypeAlias
 
 import msgspec
 
+from commsmgr.instants import rfc3339
 from commsmgr.spool import lossbook
 from commsmgr.spool.records import Lane, command_checksum, entry_checksum, first_seq
 
@@ -188,6 +188,6 @@ def content(name: str, body: Any) -> Row:
 def moment(timestamp: Any) -> Any:
     """Return seconds since the epoch as RFC 3339 has it; a value that is none, for it is damaged, as it is."""
     try:
-        return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    except (ValueError, OverflowError, OSError, TypeError):
+        return rfc3339(timestamp)
+    except ValueError:
         return str(timestamp)
