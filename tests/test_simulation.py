@@ -325,9 +325,10 @@ class OracleTests(SynchronousTestCase):
         for name in ("r4", "r3"):
             self.stored(name, "reports-of-agent-1")
         self.objects("in_order")
-        self.declined("r3", later=True)
-        self.content()
-        self.history.records.pop()
+        for exempt in (True, False):
+            self.declined("r3", later=exempt, fault=not exempt)
+            self.content()
+            self.history.records.pop()
         self.dies("r3", "expired")
         self.content()
 

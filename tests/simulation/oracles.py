@@ -216,9 +216,9 @@ def in_order(history: History, ends: Ends) -> list[str]:
     Results arrive in the order in which they were accepted.
 
     Exempt is a result that a backend wanted later (a nack with a time), and one that was given up: it arrives all the
-    same when its command comes again.
+    same when its command comes again, or when the agent dies before it is a dead letter.
     """
-    put_off = {record.subject for record in history.all("declined") if record.facts["later"]}
+    put_off = {record.subject for record in history.all("declined") if record.facts["later"] or record.facts["fault"]}
     arrived: dict[str, float] = {}
     for record in history.all("stored"):
         arrived.setdefault(record.subject, record.at)
