@@ -37,7 +37,6 @@ class Process:
     :ivar name: of the host and of the process.
     :ivar disk: what is below :attr:`directory`.
     :ivar reactor: of the present run or the last one.
-    :ivar torn: whether the power was cut after a flush had failed: files may have holes that no order of writes makes.
     """
 
     reactor: ProcessReactor
@@ -50,8 +49,6 @@ class Process:
         os.mkdir(self.directory, 0o700)
         self.disk = world.vfs.disk(self.directory, world.random(f"{name}/disk"))
         self.failing = ""
-        self.torn = False
-        self._sync_failed = False
         self._share = 1.0
         self._luck = world.random(f"{name}/luck")
         self._crash_in = 0
@@ -149,7 +146,6 @@ class Process:
     def _bury(self, power: bool) -> None:
         self.world.graveyard.append((self.reactor, self.remains()))
         self.disk.crash(power_cut=power)
-        self.torn |= power and self._sync_failed
         self._crash_in = 0
         self._watch()
         for descriptor in self._open_locks():
@@ -171,7 +167,6 @@ class Process:
                 self.world.clock.callLater(0, self._bury, self._crash_power)
                 raise Crashed
         if self.failing in ("any", operation.kind) and self._luck.random() < self._share:
-            self._sync_failed |= operation.kind == "sync"
             return IOERR[operation.kind]
         return 0
 

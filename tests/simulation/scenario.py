@@ -330,18 +330,12 @@ class World:
         if owner is None and stumbled(event):
             return
         name = owner.name if owner is not None else "world"
-        if event["log_level"] >= LogLevel.error and not self._is_expected(name, event.get("event")):
+        if event["log_level"] >= LogLevel.error and event.get("event") not in EXPECTED:
             self.history.note(name, "complaint", str(event.get("event", "")), says=_told(event))
         if str(event.get("log_namespace")).startswith("commsmgr.") and owner is not None:
             for agent in self.agents:
                 if agent.name == name:
                     agent.logged(event)
-
-    def _is_expected(self, name: str, event: str | None) -> bool:
-        if event == "spool.set-aside":
-            # No crash makes a spool unreadable, but what a failing disk has dropped may.
-            return any(process.name == name and process.torn for process in self.processes)
-        return event in EXPECTED
 
     def figures(self) -> dict[str, float]:
         """Return counts for the summary."""
