@@ -130,6 +130,9 @@ class Backend(Process):
                 if receipt.id not in told:
                     report = msgspec.json.decode(receipt.body, type=LossReport)
                     self._lost(agent, report.id, [msgspec.to_builtins(row) for row in report.losses])
+            held = ledger.inventory_of(agent)
+            if held is not None and self._inventories.get(agent, [])[-1:] != [number_of(held)]:
+                self._stocked(agent, held)
 
     def _stored(
         self, id: str, command: str, output: str, status: str, error: str, transport: str, *, again: bool
@@ -152,6 +155,11 @@ class Backend(Process):
             facts = {name: row[name] for name in ("reason", "kind", "count")}
             self.world.history.note(self.name, "losses", agent, id=id, **facts)
 
+    def _stocked(self, agent: str, inventory: bytes) -> None:
+        number = number_of(inventory)
+        self._inventories.setdefault(agent, []).append(number)
+        self.world.history.note(self.name, "inventory", agent, number=number, told=self._tells)
+
     def _happened(self, event: BackendEvent) -> None:
         if not self.alive:
             return
@@ -161,9 +169,7 @@ class Backend(Process):
             again = event.kind == "duplicate"
             self._stored(event.id, command, output, status, error, event.transport, again=again)
         elif event.kind == "inventory":
-            number = number_of(self.service.ledger.inventory_of(event.machine_id) or b"")
-            self._inventories.setdefault(event.machine_id, []).append(number)
-            history.note(self.name, "inventory", event.machine_id, number=number, told=self._tells)
+            self._stocked(event.machine_id, self.service.ledger.inventory_of(event.machine_id) or b"")
         elif event.kind == "losses":
             self._lost(event.machine_id, event.id, detail["losses"])
         elif event.kind != "command":
