@@ -63,6 +63,8 @@ _OPEN_SYNCS_NAME = 0x00000800 | 0x00004000 | 0x00080000
 """A main journal, a super-journal or a log: at its first sync SQLite's own VFS syncs the directory as well."""
 _POWERSAFE_OVERWRITE = 0x1000
 _SECTOR_SIZE = 4096
+_HAS_MOVED = 20
+"""The question whether the file has another name now: SQLite does not fold its log into one that has."""
 
 
 class Crashed(Exception):
@@ -728,6 +730,15 @@ def _methods(handles: dict[int, tuple[Disk, _File]]) -> dict[str, Any]:
         out[0] = 0
         return 0
 
+    def x_file_control(pointer: int, operation: int, out: int | None) -> int:
+        try:
+            if operation != _HAS_MOVED:
+                return sqlite3.SQLITE_NOTFOUND
+            c_int.from_address(out or 0).value = not handles[pointer][1].is_at_path()
+            return 0
+        except BaseException as error:
+            return failed(pointer, "open", error)
+
     functions = (
         x_close,
         x_read,
@@ -738,7 +749,7 @@ def _methods(handles: dict[int, tuple[Disk, _File]]) -> dict[str, Any]:
         x_lock,
         lambda _, __: 0,  # xUnlock
         x_check_reserved_lock,
-        lambda _, __, ___: sqlite3.SQLITE_NOTFOUND,
+        x_file_control,
         lambda _: _SECTOR_SIZE,
         lambda _: _POWERSAFE_OVERWRITE,
     )

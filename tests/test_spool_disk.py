@@ -298,7 +298,8 @@ class DamageTests(OnDisk):
         names = set()
         for _ in range(3):
             self.database.write_bytes(b"garbage")
-            names.add(files.set_aside(str(self.database), "garbage", 0.0))
+            names.add(name := files.free_name(str(self.database), "garbage", 0.0))
+            files.move(str(self.database), name)
         self.assertEqual(len(names), 3)
 
     async def test_damaged_rows(self) -> None:

@@ -19,8 +19,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
 from commsmgr.spool import Accepted, Duplicate, Entry, Lane, Opened, Spool, ballast, files, image, schema, wal
-from commsmgr.spool import opening as opening_module
-from commsmgr.spool.opening import BUILDING, BUILT
 from commsmgr.spool.salvage import Salvage
 from commsmgr.spooltool.health import wrong_totals
 
@@ -39,10 +37,6 @@ class AtOnce:
 
     def stop(self) -> Deferred[None]:
         return maybeDeferred(lambda: None)
-
-
-class Stop(BaseException):
-    """The process ends here."""
 
 
 class Torn(SynchronousTestCase):
@@ -615,70 +609,3 @@ def gone_on(log: bytes, frames: list[bytes]) -> bytes:
         seed = wal.frame_checksum(order, frame, seed)
         written += frame[:16] + wal._PAIR.pack(*seed) + frame[24:]
     return written
-
-
-class InterruptedTests(Torn):
-    """A crash during the salvage."""
-
-    def test_each_step(self) -> None:
-        """Wherever it is interrupted, the next start serves everything once, and the originals are kept."""
-        self.fill()
-        steps = 0
-        while True:
-            self.reset()
-            self.mark()
-            if not self.interrupted(steps):
-                break
-            _, entries = self.start()
-            self.assertEqual(self.missing(entries), set(), steps)
-            self.assertIsNone(self.spool_again().set_aside, steps)
-            kept = [path for path in self.directory.iterdir() if path.read_bytes() == self.pristine]
-            self.assertEqual(len(kept), 1, steps)
-            left = {path.name for path in self.directory.iterdir()} - {kept[0].name}
-            self.assertEqual(left, {files.DATABASE, files.LOCK, ballast.NAME}, steps)
-            steps += 1
-        self.assertGreater(steps, 7)
-
-    def interrupted(self, step: int) -> bool:
-        """Start with a process that ends before its ``step``-th change of a name; return whether it came so far."""
-        count = 0
-
-        def guarded(change: Callable[..., Any]) -> Callable[..., Any]:
-            def guard(*args: Any, **options: Any) -> Any:
-                nonlocal count
-                count += 1
-                if count > step:
-                    raise Stop
-                return change(*args, **options)
-
-            return guard
-
-        patches = [self.patch(os, name, guarded(getattr(os, name))) for name in ("rename", "unlink")]
-        patches.append(self.patch(opening_module.files, "sync", guarded(files.sync)))
-        spool = self.spool()
-        try:
-            ended = spool.open().addErrback(lambda failure: failure.trap(Stop))
-        except Stop:
-            return True
-        finally:
-            for patch in patches:
-                patch.restore()
-        if self.successResultOf(ended) is Stop:
-            return True
-        self.successResultOf(spool.close())
-        return False
-
-    def spool_again(self) -> Opened:
-        spool = self.spool()
-        opened = self.open(spool)
-        self.successResultOf(spool.close())
-        return opened
-
-    def test_built(self) -> None:
-        """A new database that is complete is put in place though the old one's name is gone already."""
-        self.fill()
-        self.database.rename(f"{self.database}{BUILT}")
-        (self.directory / f"{files.DATABASE}{BUILDING}").write_bytes(b"half")
-        opened, entries = self.start()
-        self.assertIsNone(opened.set_aside)
-        self.assertEqual(self.missing(entries), set())

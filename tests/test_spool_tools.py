@@ -1024,13 +1024,15 @@ class Mending(Tools):
         self.assertIn("cannot be used (damaged)", self.refused("drop", "e1", "--yes"))
         self.assertEqual([row["done"] for row in self.rows("repair")], ["set_aside", "repaired"])
         self.verified()
-        shutil.copyfile(self.database, f"{self.database}.built")  # as when a start was interrupted that mended it
+        Path(f"{self.database}.plan").write_bytes(b"")  # as when a start was interrupted that mended it
         self.assertEqual([each["problem"] for each in self.verified(status=1)[0]], ["file"])
         self.assertIn("cannot be used (damaged)", self.refused("drop", "e1", "--yes"))
 
     def test_interrupted_salvage(self) -> None:
         """A start that died when the old database was out of the way, and the new one not in its place, is told so."""
-        self.database.rename(f"{self.database}.built")
+        self.database.rename(f"{self.database}.building")
+        name = f"{files.DATABASE}.20260101T000000Z.damaged"
+        Path(f"{self.database}.plan").write_text(json.dumps({"name": name, "reason": "damaged", "salvaged": None}))
         problems, _ = self.verified(status=1)
         self.assertEqual({each["problem"] for each in problems}, {"file"})
         self.assertIn("cannot be opened (missing) (commsmgr spool verify", self.refused("ls"))

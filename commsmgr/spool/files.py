@@ -6,8 +6,7 @@ the log, a foreign log is applied, and ``journal_mode = WAL`` modifies a foreign
 before connecting, and whatever is not ours is put aside, database and logs together, untouched: a torn spool never
 stops the start.
 
-The database is renamed first. After a crash between the renames the next start finds logs without a database, and puts
-them aside as well; the other way round it would find a database whose latest commits had silently gone.
+How it is put aside, and what a crash in between means, says :mod:`.replacing`.
 """
 
 from __future__ import annotations
@@ -27,6 +26,9 @@ LOCK = "spool.lock"
 
 MARK = "spool.damaged"
 """Says to the next start that the database was found damaged while it was in use: opening alone would not see it."""
+
+NEW = ".new"
+"""Ends the name of a file that is being written and has its right name only when it is whole; see :func:`write`."""
 
 NOT_OURS = ("foreign", "newer")
 """What :func:`beginning` says of a database that we must not read."""
@@ -166,24 +168,42 @@ def create(path: str) -> None:
     sync_directory(os.path.dirname(path))
 
 
-def set_aside(path: str, reason: str, now: float) -> str:
+def write(path: str, content: bytes) -> None:
+    """Make a file of mode 0600 at ``path`` that is there with all of ``content``, or not at all, whenever we die."""
+    descriptor = os.open(path + NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    os.rename(path + NEW, path)
+    sync_directory(os.path.dirname(path))
+
+
+def free_name(path: str, reason: str, now: float) -> str:
     """
-    Put the database at ``path`` and its logs out of the way, unchanged.
+    Return a name that neither a database nor a log has, for what is at ``path``.
 
     :param reason: one word, which becomes part of the name.
     :param now: seconds since the epoch.
-    :return: the database's new path; the logs have the same with their own endings, so that SQLite finds them.
     """
     stem = f"{path}.{strftime('%Y%m%dT%H%M%SZ', gmtime(now))}.{reason}"
     name, number = stem, 1
     while any(os.path.lexists(name + ending) for ending in ("", *_BESIDE)):
         number += 1
         name = f"{stem}.{number}"
+    return name
+
+
+def move(path: str, name: str) -> None:
+    """
+    Rename the database at ``path`` and its logs, or whatever there is of them, to ``name``, unchanged.
+
+    The logs keep their own endings, so that SQLite finds them.
+    """
     for ending in ("", *_BESIDE):
         if os.path.lexists(path + ending):
             os.rename(path + ending, name + ending)
     sync_directory(os.path.dirname(path))
-    return name
 
 
 def remove(path: str) -> None:

@@ -110,6 +110,22 @@ class NewerVersion(Exception):
     """The database was written by a newer commsmgr."""
 
 
+def look(db: sqlite3.Connection) -> int:
+    """
+    Return the version of a freshly connected ``db``, whose layout is right. Nothing is written.
+
+    :raise NewerVersion: it is greater than ours.
+    :raise sqlite3.Error: the file is damaged, or the disk is failing, or another process has the database.
+    """
+    # First of all: what follows may read an existing file, which in another mode would need shared memory beside it.
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise NewerVersion(version)
+    layout.require(db, MIGRATIONS, version)
+    return int(version)
+
+
 def prepare(db: sqlite3.Connection, *, synchronous: str, in_memory: bool) -> None:
     """
     Make a freshly connected ``db`` ready: settings in the one order that works, then the migrations that it lacks.
@@ -124,15 +140,10 @@ def prepare(db: sqlite3.Connection, *, synchronous: str, in_memory: bool) -> Non
     :raise NewerVersion: nothing was changed.
     :raise sqlite3.Error: the file is damaged, or the disk is full or failing.
     """
-    # First of all: what follows may read an existing file, which in another mode would need shared memory beside it.
-    db.execute("PRAGMA locking_mode = EXCLUSIVE")
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > VERSION:
-        raise NewerVersion(version)
+    version = look(db)
     if version == 0:
         db.execute(f"PRAGMA page_size = {512 if in_memory else 4096}")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    layout.require(db, MIGRATIONS, version)
     (application,) = db.execute("PRAGMA application_id").fetchone()
     if application != APPLICATION_ID:
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from commsmgr.errors import NotRunning, SpoolWriteFailed
 from commsmgr.spool.books import Books
 from commsmgr.spool.executor import Executor, failure
-from commsmgr.spool.opening import SetAside
+from commsmgr.spool.replacing import SetAside
 from commsmgr.spool.writer import Outcome, Writer
 
 MAX_JOBS: Final = 1000

@@ -46,7 +46,8 @@ from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books, Counter
 from commsmgr.spool.executor import failure
 from commsmgr.spool.faults import code, is_full, is_torn
-from commsmgr.spool.opening import Opening, SetAside, disconnect
+from commsmgr.spool.opening import Opening, disconnect
+from commsmgr.spool.replacing import SetAside
 from commsmgr.spool.trouble import Trouble
 
 CHECKPOINT_BYTES: Final = 4 << 20

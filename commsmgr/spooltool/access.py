@@ -21,7 +21,8 @@ from commsmgr.spool import files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books
 from commsmgr.spool.faults import is_full, is_torn
-from commsmgr.spool.opening import BUILT, Opening
+from commsmgr.spool.opening import Opening
+from commsmgr.spool.replacing import PLAN
 from commsmgr.spool.schema import NewerVersion
 from commsmgr.spooltool.snapshot import Unusable, require
 
@@ -96,8 +97,8 @@ def change(settings: config.Spool, work: Callable[[Books], T]) -> T:
 
 def needs_salvage(directory: str) -> bool:
     """Say whether an agent met damage while it ran, or its start was interrupted when it was mending some."""
-    built = os.path.join(directory, files.DATABASE + BUILT)
-    return files.is_marked(directory) or os.path.lexists(built)
+    plan = os.path.join(directory, files.DATABASE + PLAN)
+    return files.is_marked(directory) or os.path.lexists(plan)
 
 
 def transaction(books: Books, work: Callable[[Books], T]) -> T:

@@ -49,7 +49,7 @@ from commsmgr.errors import SpoolError
 from commsmgr.spool import files, wal
 from commsmgr.spool.faults import is_full, is_torn
 from commsmgr.spool.faults import readable as text_of
-from commsmgr.spool.opening import BUILT
+from commsmgr.spool.replacing import PLAN
 from commsmgr.spool.schema import NewerVersion, prepare
 
 ATTEMPTS: Final = 50
@@ -83,7 +83,7 @@ def require(directory: str) -> None:
         if not os.access(directory, os.X_OK, effective_ids=True):  # every file would seem to be absent
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), directory)
     path = os.path.join(directory, files.DATABASE)
-    if not any(os.path.lexists(path + ending) for ending in ("", "-wal", BUILT)):
+    if not any(os.path.lexists(path + ending) for ending in ("", "-wal", PLAN)):
         raise Absent(f"there is no {files.DATABASE} in {directory}")
 
 
