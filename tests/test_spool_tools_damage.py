@@ -16,7 +16,9 @@ from commsmgr import config
 from commsmgr.cli import main
 from commsmgr.errors import SpoolError
 from commsmgr.spool import Lane, Spool, ballast, files
+from commsmgr.spool.books import Books
 from commsmgr.spool.executor import InlineExecutor
+from commsmgr.spooltool import snapshot
 from tests.test_spool_tools import Tools
 
 SEEDS = range(10)
@@ -204,15 +206,16 @@ class Rows(Damaging):
         """A dead letter of wrong types is listed as damaged among the others, is not sent again, and can be dropped."""
         with closing(sqlite3.connect(self.database, isolation_level=None)) as db:
             change = "UPDATE dead_letter SET {} WHERE id = '{}'"
-            loosened(db, "dead_letter", lambda: db.execute(change.format("body = NULL, seq = 'x'", "d1")))
+            loosened(db, "dead_letter", lambda: db.execute(change.format("body = NULL", "d1")))
+            loosened(db, "dead_letter", lambda: db.execute(change.format("seq = 'x'", "d4")))
             loosened(db, "dead_letter", lambda: db.execute(change.format("kind = x'00', reason = NULL", "d2")))
         rows = {row["id"]: row for row in self.rows("ls", "dead")}
         self.assertEqual(set(rows), {"d1", "d2", "d3", "d4"})
-        self.assertEqual([name for name, row in rows.items() if row.get("damaged")], ["d2", "d1"])
+        self.assertEqual([name for name, row in rows.items() if row.get("damaged")], ["d4", "d2", "d1"])
         self.assertIn("d1 is damaged", self.refused("requeue", "d3", "d1"))
         self.assertIn("d2 is damaged", self.refused("requeue", "d3", "d2"))
-        self.assertEqual(self.rows("requeue", "--all")[0]["left"], 2)
-        self.assertEqual([row["id"] for row in self.rows("drop", "d1", "d2", "--yes")], ["d1", "d2"])
+        self.assertEqual(self.rows("requeue", "--all")[0]["left"], 3)
+        self.assertEqual([row["id"] for row in self.rows("drop", "d1", "d2", "d4", "--yes")], ["d1", "d2", "d4"])
         self.assertEqual(self.ids("dead"), [])
 
     def test_waiting_without_body(self) -> None:
@@ -237,7 +240,10 @@ class Rows(Damaging):
             self.assertEqual(left[2:], [("damaged", "unknown", 1)])
 
     def test_losses_of_an_agent(self) -> None:
-        """An agent whose losses are damaged, or their receipt's id, reports that something was lost."""
+        """An agent whose losses are damaged, or their receipt's id, reports that something was lost, and the others."""
+        self.rows("drop", "e1", "--yes")
+        shutil.rmtree(self.whole)
+        shutil.copytree(self.directory, self.whole)
         for table, column, value in (
             ("loss", "n", "many"),
             ("loss", "reason", b"\xff"),
@@ -250,7 +256,9 @@ class Rows(Damaging):
                 self.wait(spool.losses.forget("l1"))
             receipt = self.wait(spool.losses.receipt("l2"))
             self.assertEqual(receipt.id, "l2")
-            self.assertGreater(sum(loss.count for loss in receipt.losses), 0)
+            self.assertEqual(len(receipt.losses), 2)
+            if table == "loss":
+                self.assertIn("over-age", {loss.reason for loss in receipt.losses})
             self.close(spool)
 
     def test_wild_numbers(self) -> None:
@@ -263,19 +271,40 @@ class Rows(Damaging):
             self.verified()
             self.assertEqual(self.put(self.open(), "new"), [11])
 
+    def test_total_that_is_no_text(self) -> None:
+        """An agent whose totals hold text, which is not even text, makes a new database of what is there."""
+        self.set("counter", "events", b"\xff", as_text=True)
+        self.assertIn("the totals are damaged", self.tried("requeue", "--all")[1])
+        self.assertEqual(self.handed_out(self.open()), ["e1", "e2", "e3", "large", "t"])
+
     def test_age_that_is_none(self) -> None:
         """An agent starts although the oldest event's time is text."""
         self.set("entry", "accepted_at", "yesterday")
         spool = self.open()
         self.assertEqual(self.handed_out(spool), ["e2", "e3", "large", "t"])
 
+    def change_page(self, table: str, change: Callable[[bytes], bytes]) -> None:
+        """Change the page in which all of ``table`` is."""
+        with closing(sqlite3.connect(self.database, isolation_level=None)) as db:
+            (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        data = bytearray(self.database.read_bytes())
+        place = slice((page - 1) * 4096, page * 4096)
+        data[place] = change(bytes(data[place]))
+        self.database.write_bytes(data)
+
+    def test_not_found(self) -> None:
+        """A row that a walk comes to and a look by its number does not find, for the tree is in disorder, is damage."""
+        # In a leaf the places of the cells, two bytes each and in the order of the numbers, begin at the eighth byte.
+        self.change_page("dead_letter", lambda page: page[:8] + page[14:16] + page[10:14] + page[8:10] + page[16:])
+        self.assertEqual(len(self.ids("dead")), 4)
+        for arguments in (["requeue", "--all"], ["drop", "--all", "dead", "--yes"]):
+            self.assertIn("not found by its number; nothing was changed", self.refused(*arguments))
+        self.rows("repair")
+        self.verified()
+
     def test_the_others(self) -> None:
         """Where one table cannot be read the others are exported, and the complaint follows."""
-        with closing(sqlite3.connect(self.database, isolation_level=None)) as db:
-            (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'dead_letter'").fetchone()
-        data = bytearray(self.database.read_bytes())
-        data[(page - 1) * 4096 : page * 4096] = bytes(4096)
-        self.database.write_bytes(data)
+        self.change_page("dead_letter", lambda page: bytes(len(page)))
         rows, complaint = self.run_tool("export", status=1)
         self.assertEqual({row["table"] for row in rows}, {"events", "states", "commands", "losses"})
         self.assertIn("not everything in", complaint)
@@ -307,12 +336,17 @@ class Files(Damaging):
 
     def test_definition_that_is_no_text(self) -> None:
         """Where SQLite would quote bytes that are no text, its complaint is not the tool's end, nor the agent's."""
-        data = self.database.read_bytes()
-        at = data.index(b"CREATE TABLE entry")
-        self.database.write_bytes(data[: at + 2] + b"\xe1" + data[at + 3 :])
-        self.all_refuse("the definitions of the tables are damaged", (*LOOKING, *CHANGING))
-        self.verified(status=1)
-        self.assertEqual(self.handed_out(self.open()), ["e1", "e2", "e3", "large", "t"])
+        for whole, broken, part in (
+            (b"CREATE TABLE entry", b"CR\xe1ATE TABLE entry", "the definitions of the tables are damaged"),
+            (b"offered INTEGER", b"off\xe1red INTEGER", "the table command is not as it should be"),
+        ):
+            self.back(self.whole)
+            self.database.write_bytes(self.database.read_bytes().replace(whole, broken))
+            self.all_refuse(part, (*LOOKING, *CHANGING))
+            self.verified(status=1)
+            spool = self.open()
+            self.assertEqual(self.handed_out(spool), ["e1", "e2", "e3", "large", "t"])
+            self.close(spool)
 
     def test_directories(self) -> None:
         """A directory in the place of the database, or of its log, is told."""
@@ -334,6 +368,19 @@ class Files(Damaging):
     def test_one_line(self) -> None:
         """A complaint is one line, and steers no terminal, whatever it quotes."""
         self.assertIn(r"is called a\nb\x1b[2J", self.refused("show", "a\nb\x1b[2J"))
+
+    def test_defect(self) -> None:
+        """A defect of the tool's own is a sentence too, with its place, and the database is as it was."""
+
+        def defect(*arguments: object) -> None:
+            raise ZeroDivisionError("what nobody\nthought of")
+
+        self.patch(Books, "bury", defect)
+        complaint = self.refused("drop", "e1", "--yes")
+        self.assertIn("a fault of this program, which please report: ZeroDivisionError", complaint)
+        self.assertIn(f"at {Path(__file__).name}:", complaint)
+        self.patch(snapshot, "prepare", lambda *a, **k: sqlite3.connect(":memory:").execute("nonsense"))
+        self.assertIn("the copy of it that is read, cannot be used: near", self.refused("ls"))
 
 
 class Bounds(Damaging):

@@ -6,7 +6,7 @@ import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 """The codes by which SQLite says that a database is damaged."""
@@ -49,3 +49,15 @@ def lenient(db: sqlite3.Connection) -> Iterator[None]:
 def readable(text: bytes) -> str:
     """Return text that may be none; for ``text_factory``."""
     return text.decode("utf-8", "replace")
+
+
+def one(found: sqlite3.Cursor) -> tuple[Any, ...]:
+    """
+    Return the row that a look for a known key has found.
+
+    :raise sqlite3.DatabaseError: there is none. In a damaged tree a walk may come to rows that no look finds.
+    """
+    row: tuple[Any, ...] | None = found.fetchone()
+    if row is None:
+        raise torn("a row that is there is not found by its number")
+    return row

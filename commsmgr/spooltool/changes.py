@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 from commsmgr import config
 from commsmgr.errors import QueueFull, SpoolError
 from commsmgr.spool.books import SLICE, Books
+from commsmgr.spool.faults import one
 from commsmgr.spool.records import Lane, Reason, first_seq
 from commsmgr.spooltool.rows import Row, Table, number
 
@@ -116,9 +117,9 @@ def _all_again(books: Books, letters: Sequence[int], now: float) -> Iterator[Row
     db = books.db
     db.execute("CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new INTEGER NOT NULL)")
     for n in letters:
-        seq, kind, name, died_at, reason, body = db.execute(
-            "SELECT seq, kind, id, died_at, reason, body FROM dead_letter WHERE n = ?", (n,)
-        ).fetchone()
+        seq, kind, name, died_at, reason, body = one(
+            db.execute("SELECT seq, kind, id, died_at, reason, body FROM dead_letter WHERE n = ?", (n,))
+        )
         entry = books.add_event(kind, name, body, now, None)
         db.execute("INSERT OR REPLACE INTO moved VALUES (?, ?)", (seq, entry.seq))
         _delete_letter(books, n, len(body))
@@ -196,16 +197,16 @@ def _found(books: Books, name: str) -> tuple[list[int], list[int]]:
 
 
 def _bury(books: Books, seq: int, now: float) -> Row:
-    kind, name, key, size = books.db.execute(
-        "SELECT kind, id, key, coalesce(length(body), 0) FROM entry WHERE seq = ?", (seq,)
-    ).fetchone()
+    kind, name, key, size = one(
+        books.db.execute("SELECT kind, id, key, coalesce(length(body), 0) FROM entry WHERE seq = ?", (seq,))
+    )
     books.bury(seq, Reason.DROPPED, now)
     row: Row = {"done": "dropped", "table": Table.STATES.value if key else Table.EVENTS.value, "id": name}
     return row | ({"key": key} if key else {"seq": seq}) | {"kind": kind, "bytes": size}
 
 
 def _delete(books: Books, n: int) -> Row:
-    kind, name, reason = books.db.execute("SELECT kind, id, reason FROM dead_letter WHERE n = ?", (n,)).fetchone()
+    kind, name, reason = one(books.db.execute("SELECT kind, id, reason FROM dead_letter WHERE n = ?", (n,)))
     size = _size(books, n)
     _delete_letter(books, n, size)
     row: Row = {"done": "dropped", "table": Table.DEAD.value, "id": name, "kind": kind}
@@ -219,7 +220,7 @@ def _delete_letter(books: Books, n: int, size: int) -> None:
 
 
 def _size(books: Books, n: int) -> int:
-    (size,) = books.db.execute("SELECT coalesce(length(body), 0) FROM dead_letter WHERE n = ?", (n,)).fetchone()
+    (size,) = one(books.db.execute("SELECT coalesce(length(body), 0) FROM dead_letter WHERE n = ?", (n,)))
     return int(size)
 
 

@@ -20,7 +20,7 @@ from commsmgr import config
 from commsmgr.errors import SpoolError
 from commsmgr.spool import files
 from commsmgr.spool.books import Books
-from commsmgr.spool.faults import is_torn
+from commsmgr.spool.faults import is_torn, one
 from commsmgr.spool.opening import Opening
 from commsmgr.spool.records import Reason, command_checksum
 from commsmgr.spool.schema import NewerVersion
@@ -87,13 +87,13 @@ def _mend(books: Books, now: float) -> list[Row]:
             books.losses.mend(now)  # all of them, once
             done.append({"done": "recounted", "table": "losses", "reason": row.id})
         elif row.table == "remembered":
-            (size,) = db.execute("SELECT length(body) FROM remembered WHERE key = ?", (row.key,)).fetchone()
+            (size,) = one(db.execute("SELECT length(body) FROM remembered WHERE key = ?", (row.key,)))
             db.execute("DELETE FROM remembered WHERE key = ?", (row.key,))
             books.counter.remembered_bytes -= size or 0
             done.append({"done": "forgotten", "table": "commands", "id": row.id})
         else:
             # It may have been begun, and what it was is not known: the next start reports it as interrupted.
-            (name, digest) = db.execute("SELECT id, digest FROM command WHERE key = ?", (row.key,)).fetchone()
+            name, digest = one(db.execute("SELECT id, digest FROM command WHERE key = ?", (row.key,)))
             whole = command_checksum(name, digest, b"")
             db.execute("UPDATE command SET offered = 1, body = x'', crc = ? WHERE key = ?", (whole, row.key))
             done.append({"done": "marked", "table": "commands", "id": row.id, "reason": "interrupted"})

@@ -22,7 +22,7 @@ Row: TypeAlias = dict[str, Any]
 
 _STATES = first_seq(Lane.STATE)
 _ENTRY = "SELECT seq, kind, id, key, accepted_at, expires_at, length(body), crc, {body} FROM entry"
-_DEAD = "SELECT seq, kind, id, key, accepted_at, died_at, reason, length(body), {body} FROM dead_letter"
+_DEAD = "SELECT seq, kind, id, key, accepted_at, died_at, reason, length(body), typeof(body), {body} FROM dead_letter"
 _COMMAND = (
     "SELECT c.id, c.digest, c.accepted_at, c.offered, c.finished_at, c.status, c.result_id, length(c.body), c.crc,"
     " {command}, r.crc, {result} FROM command c LEFT JOIN remembered r ON r.key = c.key"
@@ -94,10 +94,11 @@ def _entries(db: sqlite3.Connection, where: str, values: tuple[Any, ...], bodies
 
 def _dead(db: sqlite3.Connection, where: str, values: tuple[Any, ...], bodies: bool) -> Iterator[Row]:
     statement = f"{_DEAD} {where}".format(body="body" if bodies else "NULL")
-    for seq, kind, name, key, accepted_at, died_at, reason, size, body in db.execute(statement, values):
+    for seq, kind, name, key, accepted_at, died_at, reason, size, type_, body in db.execute(statement, values):
         row = _place(seq, key, Table.DEAD.value) | {"kind": kind, "id": name, "reason": reason}
         row |= {"accepted_at": moment(accepted_at), "died_at": moment(died_at), "bytes": size}
-        if not (isinstance(seq, int) and all(isinstance(each, str) for each in (kind, name, key, reason))):
+        texts = all(isinstance(each, str) for each in (kind, name, key, reason))
+        if not (texts and isinstance(seq, int) and type_ == "blob"):  # of its checks there is no other
             row["damaged"] = True
         yield row | (content("body", body) if bodies else {})
 
