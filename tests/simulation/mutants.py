@@ -252,8 +252,8 @@ MUTANTS = (
         "loss-counted-twice",
         "what a receipt tells of stays on the books for the next one",
         "spool/lossbook.py",
-        '            self._db.execute("DELETE FROM loss")\n',
-        "",
+        '(1, ?, ?)", row)\n            self._db.execute("DELETE FROM loss")\n',
+        '(1, ?, ?)", row)\n',
         ("losses_are_counted",),
     ),
     Mutant(
@@ -283,6 +283,14 @@ MUTANTS = (
         "    if books.has(result_seq):\n",
         "    if True:\n",
         ("duplicates_are_answered",),
+    ),
+    Mutant(
+        "flush-once",
+        "what a failed flush has left in the log counts as durable when the log is opened anew",
+        "spool/opening.py",
+        '        files.write_again(self._path + "-wal")\n',
+        "",
+        ("accepted_is_delivered", "held_is_answered", "nothing_complains"),
     ),
 )
 
