@@ -190,25 +190,27 @@ class Intake:
     def _refuse_unless_known(self, source: CommandSource, arrived: CommandArrived, why: str) -> None:
         if self._asking >= ASKING:
             # A flood: what is asked of the spool for each of them would keep it from everything else.
-            self._refuse(source, arrived, why)
+            self._refuse(source, arrived, why, unknown=False)
             return
 
         def answered(known: Duplicate | None) -> None:
             self._asking -= 1
             if known is None:
-                self._refuse(source, arrived, why)
+                self._refuse(source, arrived, why, unknown=True)
             else:
                 self._is_known(known, source, arrived)
 
         def unanswered(failure: Failure) -> None:
+            # The disk fails, or a finished one's result finds no room in the outbox: it may come again later.
             self._asking -= 1
             failure.trap(CommsError)
-            self._refuse(source, arrived, why)
+            self._refuse(source, arrived, why, unknown=False)
 
         self._asking += 1
         self._spool.inbox.known(arrived.id, arrived.digest).addCallbacks(answered, unanswered)
 
-    def _refuse(self, source: CommandSource, arrived: CommandArrived, why: str) -> None:
+    def _refuse(self, source: CommandSource, arrived: CommandArrived, why: str, *, unknown: bool) -> None:
+        """Refuse a command, by a result only if it is certain that it is ``unknown`` and so has no other."""
         self._metrics.message("command", "in", "refused")
         suppressed = self._burst.allow("refused")
         if suppressed is not None:
@@ -220,7 +222,7 @@ class Intake:
                 suppressed=suppressed,
             )
         refused = source.refuse(arrived.id, "busy", why, REFUSED_FOR)
-        if not refused and self._asking < ASKING and self._below(SILENT_AT):
+        if not refused and unknown and self._below(SILENT_AT):
             self._say(Result(command_id=arrived.id, status="rejected", error=why, exit_code=1))
 
     def _command(self, stored: StoredCommand, *, redelivered: bool) -> Command:

@@ -29,7 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr import config
-from commsmgr.errors import NotRunning
+from commsmgr.errors import NotRunning, SpoolWriteFailed
 from commsmgr.instants import rfc3339
 from commsmgr.messages import LossReport, LossRow
 from commsmgr.observe.metrics import Metrics
@@ -175,9 +175,9 @@ class LossReports:
         self._changed()
 
     def _failed(self, failure: Failure) -> None:
-        """The spool was closed, or there is a defect; the next loss or the next start asks again."""
+        """The spool was closed, on a failing disk perhaps, or there is a defect; the next loss or start asks again."""
         self._state = _State.QUIET
-        if not failure.check(NotRunning):
+        if not failure.check(NotRunning, SpoolWriteFailed):
             self.log.failure("Losses cannot be reported.", failure, event="losses.failed")
 
     def _again(self) -> None:

@@ -238,6 +238,19 @@ class Room(SynchronousTestCase):
         self.assertEqual((source.acked, world.counted("command", "refused")), ([], 1))
         return len(world.said)
 
+    def test_plain_backend_and_a_finished_one(self) -> None:
+        """A finished command whose result finds no room is not said to be rejected: it was not."""
+        for can_refuse in (True, False):
+            world, source = CommandWorld(spool={"max_bytes": 1024}), Source(can_refuse=can_refuse)
+            world.intake.arrived(source, arrived("c"))
+            world.run()
+            key = world.get(world.channel.get()).key
+            world.get(world.spool.outbox.forget([world.complete(key, "c", b"x" * 200)]))
+            world.get(world.spool.outbox.put(lane=Lane.EVENT, kind="command_result", id="e", body=b"x" * 900))
+            world.intake.arrived(source, arrived("c"))
+            world.run()
+            self.assertEqual((source.acked, len(source.refused), world.said), (["c"], int(can_refuse), []))
+
     def test_plain_backend_when_nearly_full(self) -> None:
         """From nine tenths of a bound on not even the refusal takes the room that results need."""
         self.assertEqual([self._refused_at(events, max_events=20) for events in (16, 17, 18, 20)], [1, 1, 0, 0])

@@ -9,6 +9,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
+from commsmgr.errors import SpoolWriteFailed
 from commsmgr.losses import LossReports
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import LinkEvents
@@ -255,6 +256,18 @@ class LossReportsTests(SynchronousTestCase):
         closing = self.world.spool.close()
         self.reports.acked("l1")
         self.world.get(closing)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_closed_spool_on_a_failing_disk(self) -> None:
+        """Nor is one whose disk does not take the last word."""
+        self.lose()
+
+        def fails(book: LossBook, id: str) -> int:
+            raise SpoolWriteFailed("the disk fails")
+
+        self.patch(LossBook, "forget", fails)
+        self.reports.acked("l1")
+        self.world.get(self.world.spool.close())
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_defect(self) -> None:

@@ -450,6 +450,23 @@ class InboxTests(SynchronousTestCase):
         self.assertEqual((entry.id, entry.body, entry.kind), ("r", b"done", RESULT_KIND))
         self.assertGreater(entry.seq, seq)
 
+    def test_duplicate_of_finished_without_room(self) -> None:
+        """At the outbox's bounds the original result is not put there again, for several in one batch either."""
+        self.world = World(max_events=3)
+        self.world.open()
+        self.inbox = self.world.inbox
+        for name in ("c", "d"):
+            self.world.get(self.world.outbox.forget([self.complete(self.key(name), name, f"r-{name}")]))
+        waiting = [self.world.get(self.world.event(f"e{n}")) for n in range(2)]
+        answers = [self.inbox.known(name, "d") for name in ("c", "d")]
+        self.world.run()
+        self.assertEqual(self.successResultOf(answers[0]).result_id, "r-c")
+        self.failureResultOf(answers[1], QueueFull)
+        self.assertRaises(QueueFull, self.accept, "d")
+        self.assertEqual(self.world.outbox.stats.events, 3)
+        self.world.get(self.world.outbox.forget(waiting[:1]))
+        self.assertEqual(self.accept("d").result_id, "r-d")
+
     def test_remembered_bodies_are_bounded(self) -> None:
         """The oldest remembered results give way; their duplicates are still known, with the status."""
         keys = [self.key(f"c{n}") for n in range(3)]
@@ -545,15 +562,24 @@ class Model(RuleBasedStateMachine):
     @rule(number=st.integers(0, 4))
     def command(self, number: int) -> None:
         name = f"c{number}"
-        answer = self.world.get(self.world.inbox.accept(id=name, digest="d", body=b""))
+        accepting = self.world.inbox.accept(id=name, digest="d", body=b"")
         if name not in self.commands:
+            answer = self.world.get(accepting)
             assert isinstance(answer, Accepted)
             self.commands[name] = [answer.command.key, None, 0]
             return
-        assert isinstance(answer, Duplicate)
         key, result, seq = self.commands[name]
+        repeated = result is not None and all(held != seq for held, _ in self.held)
+        if repeated and len(self.held) == 30:
+            try:
+                self.world.get(accepting)
+            except QueueFull:
+                return
+            raise AssertionError("over the bound")
+        answer = self.world.get(accepting)
+        assert isinstance(answer, Duplicate)
         assert (answer.key, answer.finished, answer.result_id) == (key, result is not None, result or "")
-        if result is not None and all(held != seq for held, _ in self.held):
+        if repeated:
             books = self.world.spool._store._writer._books
             assert books is not None
             (again,) = books.db.execute("SELECT max(seq) FROM entry WHERE seq < 1 << 56").fetchone()

@@ -72,6 +72,7 @@ class Inbox:
         When that one is finished its original result is in the outbox after this, put there again if need be.
 
         :param digest: made of the content; with ``id`` it identifies the command.
+        :return: fails with QueueFull when the outbox has no room for that result: it has to be asked for again later.
         """
         return self._store.submit(_Accept(self._outbox, id, digest, body, self._wall(), self._told))
 
@@ -170,7 +171,7 @@ class _Known(Job):
         key, finished_at, status, result_id, result_seq = known
         if finished_at is None:
             return Duplicate(key, False), None
-        return _repeat(books, key, status, result_id, result_seq, self.now)
+        return _repeat(self.outbox, books, key, status, result_id, result_seq, self.now)
 
     def settled(self, result: Any) -> Any:
         if isinstance(result, Failure):
@@ -212,7 +213,7 @@ class _Accept(_Known):
 
 
 def _repeat(
-    books: Books, key: int, status: str, result_id: str, result_seq: int, now: float
+    outbox: Outbox, books: Books, key: int, status: str, result_id: str, result_seq: int, now: float
 ) -> tuple[Duplicate, Entry | None]:
     """Put the result of a finished command into the outbox, unless it is still there."""
     if books.has(result_seq):
@@ -220,6 +221,8 @@ def _repeat(
     row = books.db.execute("SELECT crc, body FROM remembered WHERE key = ?", (key,)).fetchone()
     if row is None or command_checksum(result_id, "", row[1]) != row[0]:
         return Duplicate(key, True, status, result_id, result_missing=True), None
+    if (refusal := outbox.refusal(len(row[1]), books.counter)) is not None:
+        raise refusal
     entry = books.add_event(RESULT_KIND, result_id, row[1], now, None)
     books.db.execute("UPDATE command SET result_seq = ? WHERE key = ?", (entry.seq, key))
     return Duplicate(key, True, status, result_id), entry

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from commsmgr import config
 from commsmgr.errors import InvalidMessage, NotRunning, QueueFull, SpoolWriteFailed
-from commsmgr.spool.books import Books, Gone, Page
+from commsmgr.spool.books import Books, Counter, Gone, Page
 from commsmgr.spool.reader import Reader
 from commsmgr.spool.records import DeadLetter, Entry, Lane, OutboxStats
 from commsmgr.spool.store import Job, Store
@@ -75,9 +75,15 @@ class Outbox:
             return fail(refusal)
         return self._store.submit(_PutEvent(self, kind, id, body, accepted_at, expires_at))
 
-    def refusal(self, size: int) -> QueueFull | None:
-        """Return why an event of ``size`` bytes cannot be accepted now, or None."""
-        events, held = self.held()
+    def refusal(self, size: int, counter: Counter | None = None) -> QueueFull | None:
+        """
+        Return why an event of ``size`` bytes cannot be accepted now, or None.
+
+        :param counter: the totals within a batch, for whom the last commit is too long ago. What this batch has
+            accepted counts twice then: that makes it refuse too early rather than too late.
+        """
+        totals = self.stats if counter is None else counter
+        events, held = totals.events + self._reserved_events, totals.event_bytes + self._reserved_bytes
         if events >= self._settings.max_events:
             return QueueFull(f"{events} events are waiting, spool.max_events is {self._settings.max_events}")
         if held + size > self._settings.max_bytes:
