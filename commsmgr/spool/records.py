@@ -18,6 +18,9 @@ RESULT_KIND = "command_result"
 MAX_NUMBER: Final = 1 << 50
 """What is beyond this is damage: no number of an entry and no count of losses comes near it."""
 
+LEAP: Final = 1 << 24
+"""Numbers passed over where nothing may be known any more of some that were used: none is used for two messages."""
+
 
 class Reason(StrEnum):
     """Why a message was given up. Of a dead letter's it is the part before the first colon."""

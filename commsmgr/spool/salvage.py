@@ -17,7 +17,10 @@ What is taken over, and when:
   its number. It may have been delivered before, which is what ids are for.
 
 What is missing compared with the totals is counted as lost, for the reason ``damaged``. Without totals only what is
-seen can be counted.
+seen can be counted. A result that was put back makes up for nothing that is missing, for nobody knows whether it was
+waiting: rather a loss too many is told than one too few.
+
+Numbers go on well ahead of all that are known: what was lost had some as well.
 
 The new database is built under another name without a flush, and flushed once at the end. A crash before that leaves
 the originals where they were, so that the next start begins again.
@@ -37,6 +40,7 @@ from commsmgr.spool.books import Books, Counter
 from commsmgr.spool.image import Image
 from commsmgr.spool.lossbook import reported
 from commsmgr.spool.records import (
+    LEAP,
     MAX_NUMBER,
     RESULT_KIND,
     Lane,
@@ -88,7 +92,7 @@ class Salvage:
         self._gaps: Mapping[str, Gaps] = {}
         self._keys: dict[str, tuple[int, int]] = {}
         self._bad: set[int] = set()
-        self._finished = 0
+        self._finished = self._put_back = 0
         self._written = self._batches = 0
         self._top = {Lane.EVENT: 0, Lane.STATE: 0}
 
@@ -218,6 +222,8 @@ class Salvage:
     ) -> int:
         if not (isinstance(id, str) and isinstance(digest, str)):
             raise TypeError("id")
+        if key >= MAX_NUMBER:
+            raise ValueError("key")
         if finished_at is None:
             # A damaged one stays as it is: that its checksum is wrong has it reported as interrupted.
             body = body if isinstance(body, bytes) else b""
@@ -260,6 +266,8 @@ class Salvage:
             books.delete([seq])
         elif seq not in self._gaps[_ENTRY.name] or books.has(seq):
             return len(body)
+        else:
+            self._put_back += 1
         whole = entry_checksum(seq, RESULT_KIND, result_id, "", finished_at, None, body)
         self._entry(seq, RESULT_KIND, result_id, "", finished_at, None, whole, body)
         return 2 * len(body)
@@ -294,7 +302,7 @@ class Salvage:
         """Bury what is damaged, count what is missing, and see that no number is used again."""
         books = self._books
         counter = books.counter
-        found = {"": counter.events, "state": counter.states, "command": counter.open_commands}
+        found = {"": counter.events - self._put_back, "state": counter.states, "command": counter.open_commands}
         lost = len(self._bad)
         for seq in sorted(self._bad):
             books.bury(seq, Reason.DAMAGED, self._now)
@@ -311,12 +319,16 @@ class Salvage:
             if count > 0:
                 books.count_loss(Reason.DAMAGED, kind, self._now, count)
                 lost += count
-        counter.next_event = self._top[Lane.EVENT] + 1
-        counter.next_state = self._top[Lane.STATE] + 1
         if totals is not None:
             counter.commits = totals.commits
-            counter.next_event = max(counter.next_event, totals.next_event)
-            counter.next_state = max(counter.next_state, totals.next_state)
+            self._top[Lane.EVENT] = max(self._top[Lane.EVENT], totals.next_event)
+            self._top[Lane.STATE] = max(self._top[Lane.STATE], totals.next_state)
+        counter.next_event = self._top[Lane.EVENT] + LEAP
+        counter.next_state = self._top[Lane.STATE] + LEAP
+        books.db.execute("DELETE FROM sqlite_sequence WHERE name = 'command'")
+        books.db.execute(
+            "INSERT INTO sqlite_sequence (name, seq) SELECT 'command', coalesce(max(key), 0) + ? FROM command", (LEAP,)
+        )
         return lost
 
     def _seen(self, seq: int) -> None:
