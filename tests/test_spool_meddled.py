@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
 
-from commsmgr.spool import schema
+from twisted.logger import globalLogPublisher
+
+from commsmgr.errors import SpoolLocked
+from commsmgr.spool import Lane, ballast, files, schema
 from tests.test_spool_tools import Tools
+
+# Has a database open as an agent has it, until its input ends.
+HOLDER = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+db.execute("PRAGMA locking_mode = EXCLUSIVE")
+db.execute("SELECT count(*) FROM entry").fetchall()
+print("open", flush=True)
+sys.stdin.read()
+"""
 
 
 class Meddled(Tools):
@@ -57,6 +74,27 @@ class TotalsTests(Meddled):
         self.tamper(f"PRAGMA user_version = {schema.VERSION + 7}")
         (problem,), report = self.verified(status=1)
         self.assertEqual((problem["reason"], report["version"]), ("newer", schema.VERSION + 7))
+
+    def test_numbers_that_are_in_use(self) -> None:
+        """Next numbers that are too low are raised by the start, once: all is accepted, and nothing is set aside."""
+        said: list[str] = []
+        observer = lambda event: said.append(event["event"]) if "event" in event else None  # noqa: E731
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.tamper("UPDATE counter SET next_event = 2, next_state = 0")
+        spool = self.open()
+        self.assertIsNone(self.wait(spool.open()).set_aside)
+        self.assertIn("spool.numbers-raised", said)
+        self.close(spool)
+        said.clear()
+        spool = self.open()
+        self.put(spool, "new")
+        self.wait(spool.outbox.put(lane=Lane.STATE, kind="inventory", id="s2", body=b"[2]", key="other"))
+        self.assertEqual(self.handed_out(spool), ["e1", "e2", "e3", "new"])
+        self.assertEqual(spool.outbox.stats.states, 2)
+        self.close(spool)
+        self.assertEqual(said, [])
+        self.verified()
 
     def test_letters_that_are_not_there(self) -> None:
         """Totals that tell of too many dead letters do not stop a lane when the next one is added."""
@@ -113,3 +151,55 @@ class RowTests(Meddled):
             opened = self.wait(spool.open())
             self.assertEqual([command.id for command in opened.interrupted], ["c2"])
             self.close(spool)
+
+
+class NamesTests(Meddled):
+    """Names of the spool's files that something else has."""
+
+    def test_directories(self) -> None:
+        """A directory in the place of a file gets out of the way with a line in the log, and the start is as ever."""
+        said: list[str] = []
+        observer = lambda event: said.append(event["path"]) if event.get("event") == "spool.name-cleared" else None  # noqa: E731
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        beside = [f"{files.DATABASE}{ending}" for ending in (".building", ".image", ".plan", ".plan.new")]
+        for name in (files.MARK, ballast.NAME, *beside):
+            path = self.directory / name
+            path.unlink(missing_ok=True)
+            path.mkdir()
+            (path / "somebody's").touch()
+            spool = self.open()
+            self.assertIsNone(self.wait(spool.open()).set_aside, name)
+            self.assertEqual(self.handed_out(spool), ["e1", "e2", "e3"], name)
+            (seq,) = self.put(spool, "new")
+            self.assertEqual(spool.trouble, "", name)
+            self.wait(spool.outbox.forget([seq]))
+            self.close(spool)
+            self.assertEqual(said, [str(path)])
+            self.assertEqual(len(list(self.directory.glob(f"{name}.*.no-file/*"))), 1)
+            said.clear()
+
+    def test_lock_file_that_was_removed(self) -> None:
+        """A second agent that finds the lock free, but not the database, is refused for good, and touches nothing."""
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(self.database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.addCleanup(holder.communicate)
+        assert holder.stdout is not None
+        self.assertEqual(holder.stdout.readline(), b"open\n")
+        files.mark(str(self.directory), "by the test")
+        Path(f"{self.database}-wal").write_bytes(bytes(5000))
+        content = {path.name: path.read_bytes() for path in self.directory.glob(f"{files.DATABASE}*")}
+        with self.assertRaises(SpoolLocked) as refused:
+            self.open()
+        self.assertIn("is in use by a process that does not hold spool.lock", str(refused.exception))
+        self.assertEqual(content, {path.name: path.read_bytes() for path in self.directory.glob(f"{files.DATABASE}*")})
+
+    def test_other_program(self) -> None:
+        """A database that only SQLite knows to be in use is refused for good as well, and not tried again for ever."""
+        with closing(sqlite3.connect(self.database, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            with self.assertRaises(SpoolLocked) as refused:
+                self.open()
+        self.assertIn("in use by another program", str(refused.exception))
+        self.close(self.open())

@@ -33,6 +33,9 @@ NEW = ".new"
 NOT_OURS = ("foreign", "newer")
 """What :func:`beginning` says of a database that we must not read."""
 
+_SQLITE_LOCK = 510, 0x40000002
+"""The number of bytes, and the first of them, that SQLite locks in a database that it reads or writes."""
+
 _BESIDE = ("-wal", "-shm", "-journal")
 _MAGIC = b"SQLite format 3\0"
 _OURS = APPLICATION_ID.to_bytes(4, "big")
@@ -70,6 +73,28 @@ def lock(directory: str) -> int:
     with suppress(OSError):  # a full disk must not keep anybody out
         os.pwrite(descriptor, f"{os.getpid():<20}\n".encode(), 0)
     return descriptor
+
+
+def require_unused(path: str) -> None:
+    """
+    See that no other process has the database at ``path`` open, whoever has :func:`lock`: that file can be removed.
+
+    To be asked before anything is done to the files: SQLite would say so too, but only when it is let near them.
+
+    :raise SpoolLocked: one has.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # it is not there, or it is for others to say what is wrong with it
+        return
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, *_SQLITE_LOCK)
+    except (BlockingIOError, PermissionError):
+        raise SpoolLocked(
+            f"{path} is in use by a process that does not hold {LOCK}: perhaps that file was removed under an agent"
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 def damage(path: str) -> str | None:
@@ -204,6 +229,20 @@ def move(path: str, name: str) -> None:
         if os.path.lexists(path + ending):
             os.rename(path + ending, name + ending)
     sync_directory(os.path.dirname(path))
+
+
+def clear(path: str, now: float) -> str | None:
+    """
+    See that there is a file at ``path``, or nothing: whatever else is there is renamed.
+
+    :return: its new name, or None when nothing had to be done.
+    """
+    if not os.path.lexists(path) or os.path.isfile(path):
+        return None
+    name = free_name(path, "no-file", now)
+    os.rename(path, name)
+    sync_directory(os.path.dirname(path))
+    return name
 
 
 def remove(path: str) -> None:

@@ -16,15 +16,20 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from typing import Final
 
 from twisted.logger import Logger
 
 from commsmgr import config
-from commsmgr.spool import files, layout
+from commsmgr.spool import ballast, files, layout
 from commsmgr.spool.books import Books, read_counter
 from commsmgr.spool.faults import is_torn, torn
-from commsmgr.spool.replacing import Replacement, SetAside
+from commsmgr.spool.records import MAX_NUMBER, Lane, first_seq
+from commsmgr.spool.replacing import ENDINGS, Replacement, SetAside
 from commsmgr.spool.schema import MIGRATIONS, VERSION, NewerVersion, look, prepare
+
+_NUMBERED: Final = {"entry": "seq", "dead_letter": "seq", "command": "result_seq"}
+"""Where the numbers of entries stand."""
 
 
 class Opening:
@@ -38,6 +43,7 @@ class Opening:
     def __init__(self, path: str, settings: config.Spool, wall: Callable[[], float]) -> None:
         self._path = path
         self._settings = settings
+        self._wall = wall
         self._synchronous = "NORMAL" if self._settings.durability == "normal" else "FULL"
         self._replacement = Replacement(path, wall, self._connect)
         self._aside: SetAside | None = None
@@ -47,6 +53,7 @@ class Opening:
         Open the database, a new one if what is there cannot be used. The lock must be held.
 
         :return: it, and what was set aside.
+        :raise SpoolLocked: another process has it all the same.
         :raise SpoolUnusable: it is no file.
         :raise OSError: the disk does not let us; also :class:`sqlite3.Error`.
         """
@@ -56,6 +63,8 @@ class Opening:
         return books, aside
 
     def _open(self) -> Books:
+        files.require_unused(self._path)
+        self._clear()
         self._aside = self._replacement.resume() or self._aside
         reason = files.damage(self._path)
         if reason is None and not os.path.lexists(self._path):
@@ -70,6 +79,7 @@ class Opening:
                 try:
                     _read(db)
                     books = self._books(db, self._synchronous, damaged=False)
+                    self._catch_up(books)
                     doubtful.pop_all()
                     return books
                 except NewerVersion:
@@ -84,6 +94,40 @@ class Opening:
         else:
             self._aside = self._replacement.replace(reason)
         return self.connect()
+
+    def _clear(self) -> None:
+        """Where we keep a file there may be somebody's directory: nothing of the spool, and no reason not to start."""
+        beside = os.path.join(os.path.dirname(self._path), "")
+        for path in (beside + files.MARK, beside + ballast.NAME, *(self._path + ending for ending in ENDINGS)):
+            if (name := files.clear(path, self._wall())) is not None:
+                self.log.warn(
+                    "{path} was no file, and is now called {name}: this name is for a file of the spool.",
+                    event="spool.name-cleared",
+                    path=path,
+                    name=name,
+                )
+
+    def _catch_up(self, books: Books) -> None:
+        """Have the next numbers greater than all that are in use: with a lesser one nothing could be accepted."""
+        db, counter = books.db, books.counter
+        behind = {
+            name: 1 + max(_last(db, lane, table) for table in _NUMBERED)
+            for name, lane in (("next_event", Lane.EVENT), ("next_state", Lane.STATE))
+            if _last(db, lane, "entry") >= getattr(counter, name)
+        }
+        if not behind:
+            return
+        self.log.warn(
+            "The spool {path} would have used numbers again: now {numbers}.",
+            event="spool.numbers-raised",
+            path=self._path,
+            numbers=behind,
+        )
+        for name, number in behind.items():
+            setattr(counter, name, number)
+        db.execute("BEGIN IMMEDIATE")
+        books.write_counter()
+        db.execute("COMMIT")
 
     def connect(self, *, damaged: bool = False) -> Books:
         """
@@ -133,9 +177,20 @@ def _read(db: sqlite3.Connection) -> None:
     for table in layout.made_by(MIGRATIONS[:version]):
         db.execute(f"SELECT 1 FROM {table} NOT INDEXED LIMIT 1").fetchall()
     db.execute("SELECT id, digest, body FROM command WHERE finished_at IS NULL").fetchall()
+    for lane in Lane:
+        _last(db, lane, "entry")
     if version == VERSION and read_counter(db) is None:
         raise torn("the totals are damaged")
     db.text_factory = str
+
+
+def _last(db: sqlite3.Connection, lane: Lane, table: str) -> int:
+    """Return the greatest number within ``lane`` that ``table`` has; 0 without any, and wild ones do not count."""
+    first, column = first_seq(lane), _NUMBERED[table]
+    (last,) = db.execute(
+        f"SELECT max({column}) FROM {table} WHERE {column} > ? AND {column} < ?", (first, first + MAX_NUMBER)
+    ).fetchone()
+    return 0 if last is None else int(last) - first
 
 
 def disconnect(books: Books) -> None:

@@ -42,6 +42,9 @@ BUILDING: Final = ".building"
 PLAN: Final = ".plan"
 IMAGE: Final = ".image"
 
+ENDINGS: Final = (BUILDING, PLAN, PLAN + files.NEW, IMAGE)
+"""Of the database's name: the files that there are while it is replaced."""
+
 _LOG_NOT_OURS: Final = "foreign-wal"
 
 

@@ -40,7 +40,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr import config
-from commsmgr.errors import CommsError, SpoolError, SpoolUnusable, SpoolWriteFailed
+from commsmgr.errors import CommsError, SpoolError, SpoolLocked, SpoolUnusable, SpoolWriteFailed
 from commsmgr.spool import ballast, files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books, Counter
@@ -131,7 +131,7 @@ class Writer:
         Take the lock and open the database, a new one if what is there cannot be used.
 
         :return: what was set aside, or None.
-        :raise SpoolLocked: another process has it.
+        :raise SpoolLocked: another process has it, with or without the lock.
         :raise SpoolUnusable: the path cannot be used, and waiting cannot help.
         :raise SpoolWriteFailed: the disk does not let us, now.
         """
@@ -152,6 +152,8 @@ class Writer:
                 self._books, aside = self._opening.open()
         except (sqlite3.Error, OSError) as error:
             self.close()
+            if isinstance(error, sqlite3.Error) and code(error) == sqlite3.SQLITE_BUSY:
+                raise SpoolLocked(f"the database in {self._directory} is in use by another program") from error
             if isinstance(error, OSError) and files.cannot_heal(error):
                 raise SpoolUnusable(f"the spool in {self._directory} cannot be used: {error}") from error
             raise SpoolWriteFailed(f"the spool in {self._directory} cannot be opened: {error}") from error
