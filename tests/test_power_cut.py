@@ -154,14 +154,17 @@ class Agent:
         self.waiting = [each for each in self.waiting if not each[1].called]
 
     def open(self) -> None:
-        """Open the spool, however long that takes."""
-        while self.opened is None:
+        """Open the spool, however long that takes, within reason."""
+        for _ in range(1000):
+            if self.opened is not None:
+                return
             self.spool.open().addCallbacks(
                 lambda opened: setattr(self, "opened", opened),
                 lambda failure: self.failures.append(("open", failure.value)),
             )
             self.turn()
             self.clock.advance(0.5)
+        raise AssertionError(f"cannot be opened: {self.failures[-1]}")
 
     def close(self) -> None:
         """Close the spool."""
