@@ -423,7 +423,7 @@ class Wiring(WorldTestCase):
         manager.startService()
         await manager.started()
         status = manager.status()
-        self.assertIn("the disk is full", status.queue.trouble)
+        self.assertIn("that holds the spool is full", status.queue.trouble)
         self.assertIn(status.queue.trouble, status.problems)
         self.assertFalse(ready(status))
         self.events.clear()

@@ -344,11 +344,11 @@ class FailingDiskTests(OnDisk):
         self.patch(ballast.Ballast, "restore", lambda self: False)
         self.patch(ballast, "SIZE", 8 << 20)
         refused = await self.assertFailure(self.event(spool, "b"), SpoolWriteFailed)
-        self.assertIn("is full: the spool goes on when 16 MiB of it are free", str(refused))
+        self.assertIn("is full: what could wait is refused until 16 MiB of it are free", str(refused))
         self.patch(ballast, "SIZE", 1 << 20)
         await self.assertFailure(spool.inbox.accept(id="c2", digest="d", body=b""), SpoolWriteFailed)
         await spool.outbox.forget([first])
-        self.assertIn("the disk is full", spool.trouble)  # although this receipt got through
+        self.assertIn("that holds the spool is full: what could wait", spool.trouble)  # although this receipt got through
         await spool.inbox.complete(key=keep.command.key, command_id="c", status="success", result_id="r", body=b"")
         self.patch(ballast.Ballast, "restore", held)
         await self.event(spool, "d")

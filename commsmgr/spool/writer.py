@@ -22,6 +22,8 @@ What goes wrong without a crash:
   the next recovery. The connection is closed and opened again, which recovers; then the number of the last commit,
   which is kept in the database, says whether the batch is in. If not, it is tried once more. If even that fails, its
   jobs fail with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
+* A file of the spool is removed or replaced under the running agent: nothing new is taken any more, and what is open is
+  not let go, for it is all that is left (see :mod:`.presence`).
 * The database is damaged, and still is when opened anew: the jobs are done one by one, so that only those fail that
   touch the damaged part. From then on pages leave out what cannot be read, and the spool stays in trouble until it is
   opened anew: a mark beside the database has the next opening take over what can be read (see :mod:`.opening`).
@@ -47,13 +49,17 @@ from commsmgr.spool.books import Books, Counter
 from commsmgr.spool.executor import failure
 from commsmgr.spool.faults import code, is_full, is_torn
 from commsmgr.spool.opening import Opening, disconnect
+from commsmgr.spool.presence import Presence
 from commsmgr.spool.replacing import SetAside
 from commsmgr.spool.trouble import Trouble
 
 CHECKPOINT_BYTES: Final = 4 << 20
 """The log is folded into the database when about this much was written to it, after the outcome was told."""
 
-_NO_ROOM: Final = "the disk that holds the spool is full: the spool goes on when {} MiB of it are free"
+_NO_ROOM: Final = (
+    "the disk that holds the spool is full:"
+    f" what could wait is refused until {2 * ballast.SIZE >> 20} MiB of it are free"
+)
 
 _ROW_BYTES: Final = 256
 _BATCH_BYTES: Final = 8 << 10
@@ -116,12 +122,13 @@ class Writer:
         self._directory = os.path.dirname(path)
         self._opening = Opening(path, settings, wall)
         self._ballast = None if self._in_memory else Ballast(self._directory)
+        self._presence = Presence(path)
         self._trouble = Trouble(self._directory, wall)
         self._lock: int | None = None
         self._books: Books | None = None
         self._attempted: int | None = None
         self._reopened = False
-        self._tight = False
+        self._nothing_new = ""
         self._written = 0
 
     # -- opening and closing
@@ -161,6 +168,7 @@ class Writer:
             self.close()
             raise
         self._ballast.restore()
+        self._presence.opened()
         return aside
 
     def close(self) -> None:
@@ -174,8 +182,10 @@ class Writer:
         books, self._books = self._books, None
         if books is not None:
             disconnect(books)
+            self._presence.closed()
 
     def _connect(self) -> Books:
+        self._presence.require()
         return self._opening.connect(damaged=self._trouble.damaged)
 
     # -- a batch
@@ -194,8 +204,8 @@ class Writer:
         failed = next((each.value for each in results if _is_refused(each)), None)
         if failed is not None:
             self._trouble.failed(failed.fact)
-        elif self._tight:
-            self._trouble.failed("the disk is full; what could wait is refused until there is room")
+        elif self._nothing_new:
+            self._trouble.failed(self._nothing_new)
         else:
             self._trouble.succeeded()
         return Outcome(
@@ -275,15 +285,15 @@ class Writer:
             self._reopened = True
         books = self._books
         db = books.db
-        self._tight = tight = self._ballast is not None and not self._ballast.restore()
+        self._nothing_new = self._why_nothing_new()
         changes = db.total_changes
         db.execute("BEGIN IMMEDIATE")
         try:
             size = 0
             for job in jobs:
                 try:
-                    if tight and not job.essential:
-                        raise SpoolWriteFailed(_NO_ROOM.format(2 * ballast.SIZE >> 20))
+                    if self._nothing_new and not job.essential:
+                        raise SpoolWriteFailed(self._nothing_new)
                     results.append(job.work(books))
                     size += job.size
                 except CommsError:
@@ -303,11 +313,21 @@ class Writer:
             raise
         if changed:
             self._written += size + changed * _ROW_BYTES + _BATCH_BYTES
-            if tight:
+            if self._nothing_new:
                 self._give_back()
+
+    def _why_nothing_new(self) -> str:
+        """Return why what could wait is to be refused now, or nothing."""
+        if self._ballast is None:
+            return ""
+        missing = self._presence.missing()
+        if missing and missing != self._nothing_new:
+            self.log.critical("{reason}", event="spool.file-gone", reason=missing)
+        return missing or ("" if self._ballast.restore() else _NO_ROOM)
 
     def _recovered(self) -> bool:
         """Open the database anew, and say whether the batch that was being committed is in it."""
+        self._presence.require()
         self._disconnect()
         self._books = self._connect()
         self._reopened = True
