@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from commsmgr import assembly
 from commsmgr.backend import ledger
-from commsmgr.spool import ballast, books, reader, writer
+from commsmgr.spool import ballast, books, reader, replacing, writer
 from tests.faulty_vfs import IOERR, Crashed, Operation
 from tests.simulation.reactor import ProcessReactor
 from tests.simulation.witness import Change, Witness
@@ -192,7 +192,7 @@ class Process:
         return found
 
 
-HALF_MADE = (".building", ".image", ".built")
+HALF_MADE = replacing.ENDINGS
 """What the names of files end in that nobody needs once a spool is open."""
 
 STOPPED = 1.5
