@@ -348,7 +348,8 @@ class FailingDiskTests(OnDisk):
         self.patch(ballast, "SIZE", 1 << 20)
         await self.assertFailure(spool.inbox.accept(id="c2", digest="d", body=b""), SpoolWriteFailed)
         await spool.outbox.forget([first])
-        self.assertIn("that holds the spool is full: what could wait", spool.trouble)  # although this receipt got through
+        # Although this receipt got through.
+        self.assertIn("that holds the spool is full: what could wait", spool.trouble)
         await spool.inbox.complete(key=keep.command.key, command_id="c", status="success", result_id="r", body=b"")
         self.patch(ballast.Ballast, "restore", held)
         await self.event(spool, "d")
