@@ -1,4 +1,8 @@
-"""The mutants fit the source: each edit still applies, and what comes out is Python. ``mutants`` itself judges them."""
+"""
+The mutants fit the source: each edit still applies, and what comes out is Python. One is judged, for the judge's sake.
+
+``python -m tests.simulation.mutants`` judges them all.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.simulation.mutants import MUTANTS, ROOT, Mutant, apply
+from tests.simulation.mutants import MUTANTS, ROOT, Mutant, apply, judge
 
 
 class MutantTests(SynchronousTestCase):
@@ -36,3 +40,22 @@ class MutantTests(SynchronousTestCase):
         stale = Mutant("stale", "nothing", "ids.py", "this is not in there", "", ())
         with self.assertRaisesRegex(ValueError, "0 times in ids.py"):
             apply(stale, self.package)
+
+
+class JudgeTests(SynchronousTestCase):
+    """What is wrong is caught, and what is not is not."""
+
+    timeout = 300
+
+    def test_caught(self) -> None:
+        """A result that is forgotten without a receipt is lost within a few seeds."""
+        (mutant,) = (each for each in MUTANTS if each.name == "forget-on-send")
+        verdict = judge(mutant, 12)
+        self.assertTrue(verdict.caught, verdict.output[-5000:])
+
+    def test_survives(self) -> None:
+        """An edit that changes nothing is caught by nobody, nor is one that cannot even run."""
+        for after, seeds in (("# The same as ever.\n    def take(", 2), ("def (", 0)):
+            mutant = Mutant("harmless", "nothing", "spool/reader.py", "def take(", after, ("accepted_is_delivered",))
+            verdict = judge(mutant, 2)
+            self.assertEqual((verdict.caught, verdict.seeds), (False, seeds), verdict.output[-5000:])

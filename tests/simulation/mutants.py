@@ -326,7 +326,12 @@ def judge(mutant: Mutant, seeds: int) -> Verdict:
         shutil.copytree(ROOT / "commsmgr", package, ignore=shutil.ignore_patterns("__pycache__"))
         apply(mutant, package)
         # The copy comes first on the path, and the directory that Python would put before it does not.
-        environment = os.environ | {"PYTHONPATH": f"{directory}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": f"{directory}{os.pathsep}{ROOT}",
+            "PYTHONSAFEPATH": "1",
+            "COVERAGE_PROCESS_START": "",  # a mutant's branches are nobody's
+            "COVERAGE_PROCESS_CONFIG": "",
+        }
         started = time.monotonic()
         done, caught, output = 0, False, ""
         while not caught and done < seeds and time.monotonic() - started < LONGEST:
