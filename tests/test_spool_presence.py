@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -82,6 +83,30 @@ class RunningTests(OnDisk):
         self.assertEqual((failures, await self.all_ids(spool)), ([], []))
         self.assertFalse(self.database.exists())
 
+    async def test_connections_that_fail(self) -> None:
+        """Between two connections the log may go and come, by attempts that fail too: nobody has removed it."""
+        spool, _ = await self.started()
+        await spool.outbox.dead_letters(1)
+        writer = spool._store._writer
+        connect, failures = writer._opening.connect, [1, 1, 1, 1]
+
+        def fails(*, damaged: bool = False) -> Any:
+            books = connect(damaged=damaged)
+            if not failures:
+                return books
+            failures.pop()
+            books.db.close()  # which folds the log in and removes it
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise error
+
+        self.patch(writer._opening, "connect", fails)
+        await self.in_writer(spool, writer._disconnect)
+        while failures:
+            await self.assertFailure(self.event(spool, "refused"), SpoolWriteFailed)
+        await self.event(spool, "after")
+        self.assertEqual((await self.all_ids(spool), spool.trouble), (["before", "after"], ""))
+
 
 class PresenceTests(SynchronousTestCase):
     """The comparison alone."""
@@ -99,9 +124,12 @@ class PresenceTests(SynchronousTestCase):
             self.assertEqual(presence.missing(), "")
         shutil.move(log, f"{log}.old")
         self.assertIn(log, presence.missing())
-        self.assertRaises(FileNotFoundError, presence.require)
+        presence.require()
         presence.closed()
         self.assertEqual(presence.missing(), "")
         with open(log, "w"):
             pass
         self.assertEqual(presence.missing(), "")
+        shutil.move(path, f"{path}.old")
+        self.assertIn(path, presence.missing())
+        self.assertRaises(FileNotFoundError, presence.require)

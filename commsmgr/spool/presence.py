@@ -32,7 +32,11 @@ class Presence:
         self._log = None
 
     def missing(self) -> str:
-        """Return what is wrong, in a sentence for operators, or nothing."""
+        """
+        Return what is wrong, in a sentence for operators, or nothing.
+
+        Only to be asked while a connection is open: between two of them the log may go and come.
+        """
         if _identity(self._path) != self._database:
             return _sentence(self._path)
         # There is none before the first transaction.
@@ -44,12 +48,12 @@ class Presence:
 
     def require(self) -> None:
         """
-        See that a new connection would find the files that the last one has or had.
+        See that a new connection would find the database that the last one had.
 
         :raise FileNotFoundError: it would not, but make an empty spool of its own, and nobody would notice.
         """
-        if missing := self.missing():
-            raise FileNotFoundError(errno.ENOENT, missing)
+        if _identity(self._path) != self._database:
+            raise FileNotFoundError(errno.ENOENT, _sentence(self._path))
 
 
 def _sentence(path: str) -> str:
