@@ -85,7 +85,7 @@ class Books:
     :param max_dead_letters: dead letters kept; the oldest give way.
     :param max_dead_bytes: bytes of their bodies kept.
     :param max_remembered: bytes of the bodies of results kept for duplicates of their commands.
-    :ivar losses: what was given up and not yet reported.
+    :ivar lossbook: what was given up and not yet reported.
     :ivar damaged: whether pages leave out what cannot be read, instead of failing.
     """
 
@@ -99,7 +99,7 @@ class Books:
         damaged: bool = False,
     ) -> None:
         self.db = db
-        self.losses = LossBook(db)
+        self.lossbook = LossBook(db)
         self.damaged = damaged
         self.max_remembered = max_remembered
         self._max_dead_letters = max_dead_letters
@@ -323,7 +323,7 @@ class Books:
     def count_loss(self, reason: str, kind: str, now: float, count: int = 1) -> str:
         """Count losses, of which the backend will be told; see :meth:`LossBook.count`."""
         self.counter.losses += count
-        return self.losses.count(reason, kind, now, count)
+        return self.lossbook.count(reason, kind, now, count)
 
     def expire(self, now: float, oldest: float | None, sent: dict[Lane, int]) -> tuple[list[Gone], bool]:
         """

@@ -67,7 +67,7 @@ class _Receipt(Job):
 
     def work(self, books: Books) -> LossReceipt | None:
         with books.lenient():
-            return books.losses.receipt(self.new_id, self.now)
+            return books.lossbook.receipt(self.new_id, self.now)
 
 
 class _Forget(Job):
@@ -80,4 +80,4 @@ class _Forget(Job):
         self.id = id
 
     def work(self, books: Books) -> None:
-        books.counter.losses = books.losses.forget(self.id)
+        books.counter.losses = books.lossbook.forget(self.id)

@@ -123,7 +123,7 @@ def _all_again(books: Books, letters: Sequence[int], now: float) -> Iterator[Row
         entry = books.add_event(kind, name, body, now, None)
         db.execute("INSERT OR REPLACE INTO moved VALUES (?, ?)", (seq, entry.seq))
         _delete_letter(books, n, len(body))
-        told = not books.losses.take_back(reason, kind, died_at)
+        told = not books.lossbook.take_back(reason, kind, died_at)
         if not told:
             books.counter.losses -= 1
         row: Row = {"done": "requeued", "id": name, "kind": kind, "seq": entry.seq, "bytes": len(body)}

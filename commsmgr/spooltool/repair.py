@@ -84,7 +84,7 @@ def _mend(books: Books, now: float) -> list[Row]:
             books.bury(row.key, Reason.DAMAGED, now)
             done.append({"done": "buried", "id": row.id, "reason": Reason.DAMAGED})
         elif row.table == "loss":
-            books.losses.mend(now)  # all of them, once
+            books.lossbook.mend(now)  # all of them, once
             done.append({"done": "recounted", "table": "losses", "reason": row.id})
         elif row.table == "remembered":
             (size,) = one(db.execute("SELECT length(body) FROM remembered WHERE key = ?", (row.key,)))
