@@ -213,7 +213,7 @@ class TapTests(SynchronousTestCase):
         ):
             with self.assertRaises(UsageError):
                 self.parsed(*wrong)
-        with self.assertRaisesRegex(UsageError, "listen"):
+        with self.assertRaisesRegex(SystemExit, "twistd commsmgr-backend: listen: expected host:port"):
             makeService(self.parsed("--listen=nowhere"))
 
 

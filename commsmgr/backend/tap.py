@@ -109,7 +109,7 @@ def makeService(options: Options) -> Program:
     """
     Return the backend that ``options`` describe.
 
-    :raise UsageError: an option is wrong.
+    :raise SystemExit: an option is wrong. What twistd makes of a UsageError from here is a traceback.
     """
     from twisted.internet import reactor
 
@@ -127,5 +127,5 @@ def makeService(options: Options) -> Program:
             random=SystemRandom(),
         )
     except ConfigError as error:
-        raise UsageError(str(error)) from None
+        raise SystemExit(f"twistd commsmgr-backend: {error.key}: {error.mistake}") from None
     return Program(backend, reactor)
