@@ -476,6 +476,27 @@ class InboxTests(SynchronousTestCase):
         self.assertEqual(self.accept("c2"), Duplicate(keys[2], True, "success", "r2"))
         self.assertEqual(self.world.taken(), ["r2"])
 
+    def test_result_too_large_to_be_remembered(self) -> None:
+        """A result that is larger than all that may be remembered does not push out the others."""
+        small, large = self.key("small"), self.key("large")
+        self.world.get(self.world.outbox.forget([self.complete(small, "small", "r1")]))
+        self.world.get(self.world.outbox.forget([self.complete(large, "large", "r2", b"x" * 1025)]))
+        self.assertEqual(self.accept("large"), Duplicate(large, True, "success", "r2", result_missing=True))
+        self.assertEqual(self.accept("small"), Duplicate(small, True, "success", "r1"))
+
+    def test_wrong_total_of_remembered_bodies(self) -> None:
+        """A total that a flipped bit has made too great costs what is remembered; then it is right again."""
+        self.complete(self.key("before"), "before", "r1")
+        books = self.world.spool._store._writer._books
+        assert books is not None
+        books.counter.remembered_bytes += 1 << 40
+        self.complete(self.key("then"), "then", "r2")
+        self.assertEqual(books.counter.remembered_bytes, 0)
+        after = self.key("after")
+        self.world.get(self.world.outbox.forget([self.complete(after, "after", "r3")]))
+        self.assertEqual(books.counter.remembered_bytes, len(b"done"))
+        self.assertEqual(self.accept("after"), Duplicate(after, True, "success", "r3"))
+
     def test_forget_finished(self) -> None:
         """Finished commands are forgotten after their time, but not while the result still waits."""
         sent, waiting = self.key("sent"), self.key("waiting")

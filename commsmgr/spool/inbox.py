@@ -307,6 +307,8 @@ class _Complete(Job):
 
 def _remember(books: Books, key: int, result_id: str, body: bytes) -> None:
     """Keep the result for duplicates of the command, as far as the bound allows."""
+    if len(body) > books.max_remembered:
+        return  # it would push out all the others, and then itself
     counter = books.counter
     books.db.execute(
         "INSERT INTO remembered (key, crc, body) VALUES (?, ?, ?)", (key, command_checksum(result_id, "", body), body)
@@ -314,6 +316,9 @@ def _remember(books: Books, key: int, result_id: str, body: bytes) -> None:
     counter.remembered_bytes += len(body)
     while counter.remembered_bytes > books.max_remembered:
         (oldest,) = books.db.execute("SELECT min(key) FROM remembered").fetchone()
+        if oldest is None:
+            counter.remembered_bytes = 0  # it was wrong
+            return
         _forget_result(books, oldest)
 
 
@@ -321,7 +326,7 @@ def _forget_result(books: Books, key: int) -> None:
     row = books.db.execute("SELECT length(body) FROM remembered WHERE key = ?", (key,)).fetchone()
     if row is not None:
         books.db.execute("DELETE FROM remembered WHERE key = ?", (key,))
-        books.counter.remembered_bytes -= row[0]
+        books.counter.remembered_bytes -= row[0] or 0  # a damaged one may be NULL
 
 
 class _ForgetFinished(Job):
