@@ -11,6 +11,8 @@ from typing import Any, Final
 TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 """The codes by which SQLite says that a database is damaged."""
 
+_UNREADABLE: Final = frozenset((errno.EIO, errno.EUCLEAN, errno.EBADMSG))
+
 
 def code(error: sqlite3.Error) -> int:
     """Return the primary result code; sqlite3 leaves it out of errors of its own."""
@@ -27,6 +29,17 @@ def is_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, sqlite3.Error) and code(error) == sqlite3.SQLITE_FULL
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """
+    Say whether ``error`` means that a part of a file cannot be read, or may mean it.
+
+    Where Linux says EIO, SQLite says that the database is damaged; plain code gets EIO for a failed write as well.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _UNREADABLE
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_READ
 
 
 def torn(reason: str) -> sqlite3.DatabaseError:

@@ -71,7 +71,8 @@ class Spool:
         Refuse new work, finish and commit what was handed over, release the lock. Idempotent; :meth:`open` works again.
 
         :return: fires when that is done. On a disk that hangs it does not: whoever waits should have a deadline, after
-            which the process may end, for nothing that was said to be accepted depends on it.
+            which the process may end, for nothing that was said to be accepted depends on it. Cancelling it only stops
+            waiting: where the process goes on, the lock is released as soon as the disk goes on.
         """
         return self._turn.run(lambda: Deferred.fromCoroutine(self._close()))
 
@@ -96,11 +97,13 @@ class Spool:
         return self._opened
 
     async def _close(self) -> None:
-        await self._store.close()
-        self.outbox.stop()
-        self.inbox.stop()
-        self.trouble = ""
-        self._opened = None
+        try:
+            await self._store.close()
+        finally:  # it goes on when nobody waits for it any more
+            self.outbox.stop()
+            self.inbox.stop()
+            self.trouble = ""
+            self._opened = None
 
     def _after_batch(self, outcome: Outcome) -> None:
         self.trouble = outcome.trouble

@@ -6,6 +6,11 @@ disk, the larger the batches: one commit and two hops between threads for each, 
 
 After a batch: the next one is started if there is work for it; then every job's :meth:`Job.settled` is called, in the
 order of the jobs, so that counts and readers follow the order of the database; then listeners and Deferreds are told.
+
+A mistake of ours on that way fails what it concerns, and is logged; the next batch comes all the same.
+
+Once it was asked for, closing goes on to its end whether or not somebody still waits for that: on a disk that hangs the
+lock is released when it goes on.
 """
 
 from __future__ import annotations
@@ -15,15 +20,18 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Final
 
+from msgspec import structs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from commsmgr.errors import NotRunning, SpoolWriteFailed
+from commsmgr.errors import NotRunning, SpoolError, SpoolWriteFailed
 from commsmgr.spool.books import Books
 from commsmgr.spool.executor import Executor, failure
 from commsmgr.spool.replacing import SetAside
 from commsmgr.spool.writer import Outcome, Writer
+from commsmgr.waiters import Waiters
 
 MAX_JOBS: Final = 1000
 MAX_BYTES: Final = 1 << 20
@@ -42,9 +50,9 @@ class Job:
 
     :ivar size: bytes of bodies that it writes.
     :ivar essential: whether it is done although the disk is nearly full.
-    :ivar persistent: whether it is tried again, before all later jobs, when the disk fails. When the database is
-        damaged later jobs go first, for they may well be done; nothing depends on the order but for speed, as the
-        outbox withholds what it has receipts for.
+    :ivar persistent: whether it is tried again, before all later jobs, when the disk fails. When only a part of the
+        database is damaged or cannot be read later jobs go first, for they may well be done; nothing depends on the
+        order but for speed, as the outbox withholds what it has receipts for.
     """
 
     __slots__ = ("done",)
@@ -73,8 +81,11 @@ class _State(Enum):
 class Store:
     """
     :param executor: does all that may block.
-    :param after_batch: called with each outcome after its jobs were settled.
+    :param after_batch: called with each outcome after its jobs were settled; its ``trouble`` lasts for as long as
+        persistent jobs wait.
     """
+
+    log = Logger()
 
     def __init__(
         self,
@@ -93,10 +104,13 @@ class Store:
         self._parked: list[Job] = []
         self._retry: IDelayedCall | None = None
         self._wait = 0.0
-        self._drained: Deferred[None] | None = None
+        self._trouble = ""
+        self._closed: Waiters[None] = Waiters()
 
     async def open(self) -> SetAside | None:
-        """Open the database; see :meth:`Writer.open`."""
+        """Open the database, once it is closed; see :meth:`Writer.open`."""
+        if self._state is _State.CLOSING:
+            await self._closed.wait()
         try:
             aside = await self._executor(self._writer.open)
         except BaseException:
@@ -106,22 +120,34 @@ class Store:
         return aside
 
     async def close(self) -> None:
-        """Refuse new jobs, finish those that wait, close the database, release the lock."""
-        if self._state is not _State.OPEN:
-            return
-        self._state = _State.CLOSING
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        self._unpark()
-        if not self._busy:
-            self._next()
-        if self._busy:
-            self._drained = Deferred()
-            await self._drained
-        await self._executor(self._writer.close)
-        await self._executor.stop()
+        """
+        Refuse new jobs, finish those that wait, close the database, release the lock.
+
+        Cancelling it only stops waiting: all that is done as soon as the disk allows it.
+        """
+        if self._state is _State.OPEN:
+            self._state = _State.CLOSING
+            if self._retry is not None:
+                self._retry.cancel()
+                self._retry = None
+            self._unpark()
+            if not self._busy:
+                self._next()
+            if not self._busy:
+                self._shut()
+        if self._state is _State.CLOSING:
+            await self._closed.wait()
+
+    def _shut(self) -> None:
+        """Nothing is left to be done."""
+        shut = self._executor(self._writer.close).addCallback(lambda _: self._executor.stop())
+        shut.addBoth(self._is_shut)
+
+    def _is_shut(self, result: Any) -> None:
+        if isinstance(result, Failure):
+            self.log.failure("The spool failed to close.", result, event="spool.close-failed")
         self._state = _State.CLOSED
+        self._closed.fire(None)
 
     def submit(self, job: Job) -> Deferred[Any]:
         """
@@ -150,7 +176,12 @@ class Store:
         while waiting and len(jobs) < MAX_JOBS and size < MAX_BYTES:
             jobs.append(job := waiting.popleft())
             size += job.size
-        return jobs, self._writer.run(jobs)
+        try:
+            return jobs, self._writer.run(jobs)
+        except Exception as error:
+            self.log.failure("The spool's writer failed by a mistake of its own.", event="spool.batch-failed")
+            refused = failure(SpoolError(fact := f"whether the spool has taken this is not known: {error!r}"))
+            return jobs, Outcome([refused] * len(jobs), None, None, reopened=False, checkpoint=False, trouble=fact)
 
     def _settle(self, done: tuple[list[Job], Outcome]) -> None:
         jobs, outcome = done
@@ -161,7 +192,7 @@ class Store:
                 again.append(job)
             else:
                 pairs.append((job, result))
-        if outcome.damaged:
+        if outcome.partly:
             # Together with others they would make the writer do those one by one, at a commit each, every time.
             self._parked += again
         else:
@@ -172,19 +203,30 @@ class Store:
         if outcome.checkpoint:
             # In the same thread, ahead of the next batch, and after the outcome was told.
             self._executor(self._writer.checkpoint)
-        if len(self._jobs) > (0 if outcome.damaged else len(again)):
+        if len(self._jobs) > (0 if outcome.partly else len(again)):
             self._next()
         if (self._parked or (again and not self._busy)) and self._retry is None:
             self._wait = min(max(2 * self._wait, RETRY_AFTER), RETRY_LONGEST)
             self._retry = self._reactor.callLater(self._wait, self._try_again)
-        settled = [(job, job.settled(result)) for job, result in pairs]
-        self._after_batch(outcome)
+        last = self._state is _State.CLOSING and not self._busy
+        self._trouble = outcome.trouble or (self._trouble if self._parked else "")
+        settled = [(job, self._settled(job, result)) for job, result in pairs]
+        try:
+            self._after_batch(structs.replace(outcome, trouble=self._trouble))
+        except Exception:
+            self.log.failure("What follows a batch of the spool has failed.", event="spool.batch-failed")
         for job, result in settled:
             if not job.done.called:  # cancelled ones were
                 job.done.callback(result)
-        if not self._busy and self._drained is not None:
-            drained, self._drained = self._drained, None
-            drained.callback(None)
+        if last:
+            self._shut()
+
+    def _settled(self, job: Job, result: Any) -> Any:
+        try:
+            return job.settled(result)
+        except Exception:
+            self.log.failure("What became of a job of the spool was not noted.", event="spool.batch-failed")
+            return failure()
 
     def _to_be_repeated(self, result: Any) -> bool:
         return self._state is _State.OPEN and isinstance(result, Failure) and isinstance(result.value, SpoolWriteFailed)

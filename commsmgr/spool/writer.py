@@ -22,6 +22,8 @@ What goes wrong without a crash:
   the next recovery. The connection is closed and opened again, which recovers; then the number of the last commit,
   which is kept in the database, says whether the batch is in. If not, it is tried once more. If even that fails, its
   jobs fail with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
+* A part of the database cannot be read, and still cannot when opened anew: the jobs are done one by one, so that only
+  those fail that touch it. No other error is borne so: the disk may fail altogether, and each attempt cost seconds.
 * A file of the spool is removed or replaced under the running agent: nothing new is taken any more, and what is open is
   not let go, for it is all that is left (see :mod:`.presence`).
 * The database is damaged, and still is when opened anew: the jobs are done one by one, so that only those fail that
@@ -47,7 +49,7 @@ from commsmgr.spool import ballast, files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books, Counter
 from commsmgr.spool.executor import failure
-from commsmgr.spool.faults import code, is_full, is_torn
+from commsmgr.spool.faults import code, is_full, is_torn, is_unreadable
 from commsmgr.spool.opening import Opening, disconnect
 from commsmgr.spool.presence import Presence
 from commsmgr.spool.replacing import SetAside
@@ -96,7 +98,7 @@ class Outcome(Struct, frozen=True):
     :ivar reopened: the database was opened anew: entries may be in it of which nobody was told.
     :ivar checkpoint: it is time for :meth:`Writer.checkpoint`.
     :ivar trouble: what is wrong with the disk or the database now, for operators; empty when all is well.
-    :ivar damaged: whether the database is damaged.
+    :ivar partly: whether the jobs that failed touch what is damaged or cannot be read, and others can be done.
     """
 
     results: list[Any]
@@ -105,7 +107,7 @@ class Outcome(Struct, frozen=True):
     reopened: bool
     checkpoint: bool
     trouble: str = ""
-    damaged: bool = False
+    partly: bool = False
 
 
 class Writer:
@@ -128,6 +130,7 @@ class Writer:
         self._books: Books | None = None
         self._attempted: int | None = None
         self._reopened = False
+        self._unreadable = False
         self._nothing_new = ""
         self._written = 0
 
@@ -192,16 +195,17 @@ class Writer:
 
     def run(self, jobs: Sequence[Work]) -> Outcome:
         """Do ``jobs`` in one transaction. Never raises."""
+        self._unreadable = False
         results = self._run(jobs)
+        failed = next((each.value for each in results if _is_refused(each)), None)
         # Whoever is told looks at once: on a disk that fails a batch each time, that would go round without a pause.
-        reopened = self._reopened and self._books is not None
+        reopened = self._reopened and self._books is not None and failed is None
         self._reopened &= not reopened
         counter, oldest = None, None
         if self._books is not None:
             counter = self._books.snapshot()
             with suppress(sqlite3.Error):  # it may be in a damaged part
                 oldest = self._books.oldest_event_at()
-        failed = next((each.value for each in results if _is_refused(each)), None)
         if failed is not None:
             self._trouble.failed(failed.fact)
         elif self._nothing_new:
@@ -215,7 +219,7 @@ class Writer:
             reopened,
             self._written >= CHECKPOINT_BYTES,
             self._trouble.text,
-            self._trouble.damaged,
+            self._trouble.damaged or self._unreadable,
         )
 
     def _run(self, jobs: Sequence[Work]) -> list[Any]:
@@ -226,7 +230,10 @@ class Writer:
                 self._found_damage(str(error))
                 if self._books is not None:
                     self._books.damaged = True
-                    return [self._alone(job) for job in jobs]
+                    return self._one_by_one(jobs)
+            elif is_unreadable(error) and self._books is not None:
+                self._unreadable = True
+                return self._one_by_one(jobs)
             if len(jobs) == 1 or _is_trouble(error):
                 return [failure(_typed(error))] * len(jobs)
         # One of the jobs cannot be done at all. Done one by one, it fails alone.
@@ -236,6 +243,14 @@ class Writer:
         if self._trouble.found_damage(reason) and self._ballast is not None:
             files.mark(self._directory, reason)
 
+    def _one_by_one(self, jobs: Sequence[Work]) -> list[Any]:
+        results: list[Any] = []
+        for job in jobs:
+            results.append(self._alone(job))
+            if self._books is None:  # it fails altogether: whatever else is tried would only take its time
+                break
+        return results + results[-1:] * (len(jobs) - len(results))
+
     def _alone(self, job: Work) -> Any:
         """Do ``job`` in a transaction of its own, and on this connection: it was opened anew, and that did not help."""
         results: list[Any] = []
@@ -243,7 +258,7 @@ class Writer:
             self._transaction([job], results)
             return results[0]
         except Exception as error:
-            if _is_trouble(error) and not is_torn(error):
+            if self._may_come_back(error):
                 self._disconnect()  # whether it is in the database only the next recovery tells
             return failure(_typed(error))
 
@@ -272,11 +287,17 @@ class Writer:
         try:
             self._transaction(jobs, results)
         except sqlite3.Error as error:
-            if not is_full(error) and _is_trouble(error) and not is_torn(error):
+            if self._may_come_back(error):
                 # What was written may yet come back, and must not be taken for the next batch, with the same number.
                 self._disconnect()
             raise
         return results
+
+    def _may_come_back(self, error: Exception) -> bool:
+        """Say whether what was written before ``error`` may be in the database all the same."""
+        if not _is_trouble(error) or is_full(error) or is_torn(error):
+            return False
+        return self._attempted is not None or not is_unreadable(error)
 
     def _transaction(self, jobs: Sequence[Work], results: list[Any]) -> None:
         self._attempted = None
@@ -375,5 +396,5 @@ def _is_refused(result: Any) -> bool:
 
 def _typed(error: Exception) -> SpoolError:
     if _is_trouble(error):
-        return SpoolWriteFailed(f"the spool cannot be written: {error}")
+        return SpoolWriteFailed(f"the spool cannot be read or written: {error}")
     return SpoolError(f"the spool cannot take this: {error}")
