@@ -64,7 +64,7 @@ class TotalsTests(Meddled):
             self.assertIn("the totals are damaged", problem["text"])
             self.assertEqual(report["totals"]["events"], 3)
             self.assertEqual(self.ids("events"), ["e1", "e2", "e3"])
-            self.assertIn("the totals are damaged; nothing was changed", self.refused("drop", "e1", "--yes"))
+            self.assertIn("the totals are damaged (nothing was changed", self.refused("drop", "e1", "--yes"))
             done = self.rows("repair")
             self.assertEqual((done[0]["done"], done[0]["events"], done[-1]["count"]), ("set_aside", 3, 1))
             self.verified()
@@ -180,7 +180,7 @@ class NamesTests(Meddled):
             said.clear()
 
     def test_lock_file_that_was_removed(self) -> None:
-        """A second agent that finds the lock free, but not the database, is refused for good, and touches nothing."""
+        """Who finds the lock free, but not the database, is refused for good, and touches nothing: agents and tools."""
         holder = subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(self.database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -194,6 +194,12 @@ class NamesTests(Meddled):
             self.open()
         self.assertIn("is in use by a process that does not hold spool.lock", str(refused.exception))
         self.assertEqual(content, {path.name: path.read_bytes() for path in self.directory.glob(f"{files.DATABASE}*")})
+        for arguments in (["drop", "--all", "events", "--yes"], ["requeue", "--all"], ["repair"]):
+            complaint = self.run_tool(*arguments, status=1)[1]
+            self.assertIn("is in use by a process that does not hold spool.lock", complaint)
+            self.assertIn("stop the agent first", complaint)
+        left = {path.name: path.read_bytes() for path in self.directory.glob(f"{files.DATABASE}*")}
+        self.assertEqual(content, left)
 
     def test_other_program(self) -> None:
         """A database that only SQLite knows to be in use is refused for good as well, and not tried again for ever."""

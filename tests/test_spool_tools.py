@@ -26,7 +26,9 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from commsmgr import config
 from commsmgr.cli import main
 from commsmgr.spool import Accepted, Duplicate, Lane, Spool, ballast, files, lossbook, schema
+from commsmgr.spool.books import Books
 from commsmgr.spool.executor import InlineExecutor
+from commsmgr.spool.opening import Opening
 from commsmgr.spooltool import access, snapshot
 from tests.processes import ROOT
 
@@ -854,6 +856,44 @@ class Dropping(Tools):
         self.patch(access, "transaction", always)
         complaint = self.refused("drop", "e2", "--yes")
         self.assertIn("cannot be written: database or disk is full (nothing was changed", complaint)
+
+    def test_full_disk_when_mended(self) -> None:
+        """Repair tells that the spool was replaced, whatever fails for want of room afterwards."""
+        whole = self.database.read_bytes()
+        really_open, really_do = Opening._open, access.transaction
+        left = 0
+
+        def _open(opening: Opening) -> Books:
+            books = really_open(opening)
+            fail(books)
+            return books
+
+        def transaction(books: Books, work: Any) -> Any:
+            fail(books)
+            return really_do(books, work)
+
+        def fail(books: Books) -> None:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                books.db.close()
+                raise self.full()
+
+        for owner, failing in ((Opening, _open), (access, transaction)):
+            for times in (1, 2):
+                left = times
+                self.database.write_bytes(b"garbage!" + whole[8:])
+                patch = self.patch(owner, failing.__name__, failing)
+                rows, complaint = self.run_tool("repair", status=times - 1)
+                patch.restore()
+                self.assertIn("garbage", rows[0]["name"])
+                self.assertTrue((self.directory / rows[0]["name"]).exists())
+                if times == 1:
+                    self.assertEqual((rows[0]["events"], rows[-1]["done"]), (3, "repaired"))
+                else:
+                    self.assertEqual(len(rows), 1)
+                    self.assertIn("database or disk is full (what is listed was done, and nothing else", complaint)
+                self.assertEqual(self.ids("events"), ["e1", "e2", "e3"])
 
     def full(self) -> sqlite3.OperationalError:
         error = sqlite3.OperationalError("database or disk is full")

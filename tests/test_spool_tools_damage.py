@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -10,15 +12,16 @@ from contextlib import suppress as ignoring  # trial takes a suppress in a test 
 from io import StringIO
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, BinaryIO
 
 from commsmgr import config
 from commsmgr.cli import main
-from commsmgr.errors import SpoolError
-from commsmgr.spool import Lane, Spool, ballast, files
+from commsmgr.errors import SpoolError, SpoolWriteFailed
+from commsmgr.spool import Lane, Spool, ballast, files, wal
 from commsmgr.spool.books import Books
 from commsmgr.spool.executor import InlineExecutor
 from commsmgr.spooltool import snapshot
+from tests.faulty_vfs import FaultyVFS, Operation
 from tests.test_spool_tools import Tools
 
 SEEDS = range(10)
@@ -195,7 +198,7 @@ class Fuzzed(Damaging):
             self.handed_out(spool)
             self.wait(spool.losses.receipt("l2"))
         except SpoolError:
-            self.assertIn(files.beginning(str(self.database)), files.NOT_OURS)
+            self.assertIn(files.beginning(str(self.database), wal.part), files.NOT_OURS)
         self.wait(spool.close())
 
 
@@ -298,7 +301,7 @@ class Rows(Damaging):
         self.change_page("dead_letter", lambda page: page[:8] + page[14:16] + page[10:14] + page[8:10] + page[16:])
         self.assertEqual(len(self.ids("dead")), 4)
         for arguments in (["requeue", "--all"], ["drop", "--all", "dead", "--yes"]):
-            self.assertIn("not found by its number; nothing was changed", self.refused(*arguments))
+            self.assertIn("not found by its number (nothing was changed", self.refused(*arguments))
         self.rows("repair")
         self.verified()
 
@@ -381,6 +384,106 @@ class Files(Damaging):
         self.assertIn(f"at {Path(__file__).name}:", complaint)
         self.patch(snapshot, "prepare", lambda *a, **k: sqlite3.connect(":memory:").execute("nonsense"))
         self.assertIn("the copy of it that is read, cannot be used: near", self.refused("ls"))
+
+
+class Sectors(Damaging):
+    """Sectors that the disk cannot read any more."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        vfs = FaultyVFS()
+        vfs.install()
+        self.addCleanup(vfs.uninstall)
+        self.disk = vfs.disk(str(self.directory), Random(1))
+        self.bad: tuple[int, int] | None = None
+        genuine = wal.part
+
+        def part(file: BinaryIO, start: int, size: int) -> bytes:
+            if self.is_bad(os.fstat(file.fileno()), start, size):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return genuine(file, start, size)
+
+        def asked(operation: Operation) -> int:
+            place = operation.offset, operation.size
+            bad = operation.kind == "read" and self.is_bad(os.stat(operation.path), *place)
+            return sqlite3.SQLITE_IOERR_READ if bad else sqlite3.SQLITE_OK
+
+        self.patch(wal, "part", part)
+        self.disk.hook = asked
+
+    def is_bad(self, status: os.stat_result, start: int, size: int) -> bool:
+        if self.bad is None or status.st_ino != self.bad[0]:
+            return False
+        return start - 4096 < self.bad[1] < start + size
+
+    def spoil(self, path: Path, page: int) -> None:
+        """Have a page of the file at ``path`` unreadable, and of no use to whom it is given all the same."""
+        with open(path, "r+b") as file:
+            file.seek(page * 4096)
+            file.write(b"\xee" * min(4096, path.stat().st_size - page * 4096))
+        self.bad = path.stat().st_ino, page * 4096
+
+    def mended(self) -> list[str]:
+        """Repair; return the names of the events that were taken over, when all others are told as lost."""
+        rows = self.rows("repair")
+        if rows[0]["done"] != "set_aside":  # nobody needs this page
+            self.verified()
+            return self.ids("events")
+        self.assertTrue((self.directory / rows[0]["name"]).exists())
+        if rows[0]["events"] + rows[0]["states"] + rows[0]["commands"] < 7:
+            self.assertGreater(rows[0]["lost"], 0, rows)
+        self.verified()
+        spool = self.open()
+        self.put(spool, "new")
+        self.close(spool)
+        return self.ids("events")[:-1]
+
+    def test_database(self) -> None:
+        """Whichever page of the database cannot be read, repair takes over what is in the others."""
+        pages = self.database.stat().st_size // 4096
+        taken = []
+        for page in range(pages):
+            self.bad = None
+            self.back(self.whole)
+            self.spoil(self.database, page)
+            taken.append(self.mended())
+        self.assertEqual(max(taken, key=len), ["e1", "e2", "e3", "large", "t"])
+        self.assertEqual(len([each for each in taken if "large" not in each and "e1" in each]), 4, taken)
+        self.assertEqual(len([each for each in taken if "e1" not in each]), 1, taken)
+
+    def test_log(self) -> None:
+        """Whichever page of the log cannot be read, repair takes over what stands before it, and behind it."""
+        spool = self.open()
+        for number in range(12):
+            self.put(spool, f"l{number}", body=bytes(3000))
+        with_log = self.directory.parent / "with-log"
+        shutil.copytree(self.directory, with_log)
+        self.close(spool)
+        log = Path(f"{self.database}-wal")
+        for page in range(0, (with_log / log.name).stat().st_size // 4096 + 1, 9):
+            self.bad = None
+            self.back(with_log)
+            self.spoil(log, page)
+            taken = self.mended()
+            self.assertLessEqual({"e1", "e2", "e3", "large", "t"}, set(taken))
+            self.assertGreater(len(taken), 14, page)
+
+    def test_others(self) -> None:
+        """Without repair nothing is set aside: what would look or change says what does it, and the agent waits."""
+        with closing(sqlite3.connect(self.database)) as db:
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'entry'").fetchone()
+        for page in (0, root - 1):
+            self.bad = None
+            self.back(self.whole)
+            self.spoil(self.database, page)
+            before = {path.name for path in self.directory.iterdir()}
+            complaint = self.tried("drop", "e1", "--yes")[1]
+            self.assertIn("can be read", complaint)
+            self.assertIn("commsmgr spool repair mends it", complaint)
+            with self.assertRaises(SpoolWriteFailed):
+                self.open()
+            self.assertEqual({path.name for path in self.directory.iterdir()}, before)
 
 
 class Bounds(Damaging):

@@ -19,6 +19,7 @@ from time import gmtime, strftime
 
 from commsmgr.errors import SpoolLocked, SpoolUnusable, SpoolWriteFailed
 from commsmgr.spool import wal
+from commsmgr.spool.faults import is_unreadable
 from commsmgr.spool.schema import APPLICATION_ID, VERSION
 
 DATABASE = "spool.db"
@@ -101,9 +102,11 @@ def damage(path: str) -> str | None:
     """
     Judge the database at ``path`` by its first bytes, before SQLite sees it.
 
-    :return: in one word what is wrong with it, or None when it may be opened: it is not there at all, or it is ours.
+    :return: in one word what is wrong with it, or None when it may be opened: it is not there at all, or it is ours; or
+        it is marked as damaged (see :func:`mark`) and the disk cannot read it.
     :raise SpoolUnusable: it is no file, or somebody else's.
     :raise SpoolWriteFailed: the file system is read-only.
+    :raise OSError: the disk cannot read it.
     """
     log = size_of(path + "-wal")
     if not os.path.lexists(path):
@@ -115,14 +118,24 @@ def damage(path: str) -> str | None:
         if os.statvfs(path).f_flag & os.ST_RDONLY:
             raise SpoolWriteFailed(f"{path} is on a file system that is read-only now")
         raise SpoolUnusable(f"{path} cannot be read and written by this user")
-    reason = beginning(path)
-    return reason if reason is not None or log < wal.HEADER else _damage_of_log(path, log)
+    try:
+        reason = beginning(path, wal.part)
+        return reason if reason is not None or log < wal.HEADER else _damage_of_log(path, log)
+    except OSError as error:
+        # A disk that cannot read now may do so later, and nothing is set aside for that. But what is marked will be.
+        if is_unreadable(error) and is_marked(os.path.dirname(path)):
+            return None
+        raise
 
 
-def beginning(path: str) -> str | None:
-    """Say what is wrong with the first bytes of the file; None when they are those of a database of ours."""
+def beginning(path: str, take: wal.Take) -> str | None:
+    """
+    Say what is wrong with the first bytes of the file; None when they are those of a database of ours.
+
+    :param take: what reads them.
+    """
     with open(path, "rb") as file:
-        return _judged(file.read(100))
+        return _judged(take(file, 0, 100))
 
 
 def _judged(header: bytes) -> str | None:
@@ -146,7 +159,7 @@ def _damage_of_log(path: str, size: int) -> str | None:
             return "garbage-wal" if size >= wal.HEADER + wal.FRAME else None
         if wal.is_whole(header) and int.from_bytes(header[8:12], "big") != wal.PAGE_SIZE:
             return "foreign-wal"
-        log = wal.read(file, size_of(path))
+        log = wal.read(file, size_of(path), wal.part)
         if not log.whole:
             # SQLite takes it for empty, which it was if a power cut has left its header half-written.
             return "garbage-wal" if log.bad is not None or wal.is_news(log, file, database) else None

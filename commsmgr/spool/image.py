@@ -9,7 +9,7 @@ Where the database is there, begins as it should and has no log, it is its own i
 * the log is folded in, also what stands behind a bad frame (see :mod:`.wal`). It is done here because SQLite throws the
   log away when the database is empty, and all that it takes for torn.
 
-Pages that are missing are left out as holes: they read as zeros, which SQLite takes for damage.
+Pages that the disk cannot read are zeros in it, which SQLite takes for damage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from msgspec import Struct
 from commsmgr.spool import layout, wal
 from commsmgr.spool.files import NOT_OURS, beginning, size_of
 from commsmgr.spool.schema import MIGRATIONS
-from commsmgr.spool.wal import PAGE_SIZE
+from commsmgr.spool.wal import PAGE_SIZE, around, part
 
 _CHUNK: Final = 1 << 20
 
@@ -53,7 +53,7 @@ def make(path: str, scratch: str, first_page: bytes, *, use_log: bool) -> Image 
     """
     size = size_of(path)
     log = size_of(path + "-wal") > wal.HEADER
-    if size and beginning(path) is None and _has_schema(path) and not (log and use_log):
+    if size and beginning(path, around) is None and _has_schema(path) and not (log and use_log):
         return Image(path, log, map_lost=False)
     lost = False
     with open(scratch, "w+b", opener=_private) as copy:
@@ -62,7 +62,7 @@ def make(path: str, scratch: str, first_page: bytes, *, use_log: bool) -> Image 
         if log and use_log:
             with open(path + "-wal", "rb") as source:
                 lost = _fold_in(source, copy)
-    found = beginning(scratch)
+    found = beginning(scratch, part)
     if found in NOT_OURS:
         return None
     if found is not None or not _has_schema(scratch):
@@ -112,25 +112,17 @@ def _copy(path: str, copy: BinaryIO) -> None:
     """Copy what can be read."""
     with open(path, "rb") as source:
         size = os.fstat(source.fileno()).st_size
-        for start in range(0, size, _CHUNK):
-            part = wal.part(source, start, _CHUNK)
-            if part:
-                copy.seek(start)
-                copy.write(part)
-                continue
-            for page in range(start, min(start + _CHUNK, size), PAGE_SIZE):
-                copy.seek(page)
-                copy.write(wal.part(source, page, PAGE_SIZE))
-    copy.truncate(size)
+        copy.writelines(around(source, start, _CHUNK) for start in range(0, size, _CHUNK))
+    copy.flush()  # its size will be asked for
 
 
 def _fold_in(log: BinaryIO, copy: BinaryIO) -> bool:
     """Write the log's transactions into ``copy``; return whether some are lost, or parts of them."""
-    found = wal.read(log, os.fstat(copy.fileno()).st_size)
+    found = wal.read(log, os.fstat(copy.fileno()).st_size, around)
     for number, position in found.latest.items():
         if 0 < number <= found.pages:
             copy.seek((number - 1) * PAGE_SIZE)
-            copy.write(wal.part(log, position, PAGE_SIZE))
+            copy.write(around(log, position, PAGE_SIZE))
     if found.pages:
         copy.truncate(found.pages * PAGE_SIZE)
     return found.lost

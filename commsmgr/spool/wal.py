@@ -26,9 +26,11 @@ page that was bad stays as it was, which costs what was new on it.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from struct import Struct as Layout
 from struct import unpack
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeAlias
 
 from msgspec import Struct
 
@@ -37,11 +39,17 @@ MAGIC: Final = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 HEADER: Final = 32
 FRAME: Final = 24 + PAGE_SIZE
 
+_ZEROS: Final = bytes(FRAME)
+
 _MASK: Final = 0xFFFFFFFF
 _SLACK: Final = 1 << 16
 """Pages by which a database may outgrow its files: what frames that are bad speak of must not make it terabytes."""
 
 _PAIR: Final = Layout(">2I")
+
+
+Take: TypeAlias = Callable[[BinaryIO, int, int], bytes]
+"""Reads a part of a file: :func:`part`, or :func:`around` what the disk cannot read."""
 
 
 class Log(Struct, frozen=True):
@@ -60,13 +68,13 @@ class Log(Struct, frozen=True):
     lost: bool
 
 
-def read(file: BinaryIO, database_bytes: int) -> Log:
+def read(file: BinaryIO, database_bytes: int, take: Take) -> Log:
     """
     Walk the log ``file``.
 
     :param database_bytes: of the database that it belongs to.
     """
-    header = part(file, 0, HEADER)
+    header = take(file, 0, HEADER)
     most = (database_bytes + os.fstat(file.fileno()).st_size) // PAGE_SIZE + _SLACK
     whole = is_whole(header)
     known, order, salts = whole, _order(header), header[16:24]
@@ -77,21 +85,30 @@ def read(file: BinaryIO, database_bytes: int) -> Log:
     pages, lost, torn = 0, False, False
     first_bad = bad = None
     start = HEADER - FRAME
-    while len(frame := part(file, start := start + FRAME, FRAME)) == FRAME:
+    while len(frame := take(file, start := start + FRAME, FRAME)) == FRAME:
+        if frame == _ZEROS:
+            # Nobody wrote it: a hole, which may be of gigabytes. By its checksum and salts it would be one of a log of
+            # zeros, to which nothing else belongs.
+            stored = computed = 0, 0
+            if known:
+                first_bad, torn = start if first_bad is None else first_bad, True
+            else:
+                lost = True
+            continue
         number, committed = _PAIR.unpack(frame[:8])
         seeds = dict.fromkeys((stored, computed))
         stored = computed = _PAIR.unpack(frame[16:24])
         if not known:  # the first frame that can be one stands for the log's beginning
             found = _goes_on_from(header, frame) if start == HEADER else None
-            found = found or _is_gone_on_from(frame, part(file, start + FRAME, FRAME))
-            if found is None or max(number, committed) > most:
+            found = found or _is_gone_on_from(frame, take(file, start + FRAME, FRAME))
+            if found is None or not number or max(number, committed) > most:
                 lost = True
                 continue
             known, salts, order, good = True, frame[8:16], found, True
         else:
             # The checksum that was stored in the frame before may be what is wrong.
             sums = [frame_checksum(order, frame, seed) for seed in seeds]
-            good, computed = frame[8:16] == salts and stored in sums, sums[-1]
+            good, computed = number > 0 and frame[8:16] == salts and stored in sums, sums[-1]
         ours = frame[8:16] == salts
         goes_on = held is not None and good and start == held[2]
         if ours and held is not None and (committed or goes_on):  # written after the end of a transaction that is bad
@@ -131,11 +148,25 @@ def is_whole(header: bytes) -> bool:
 
 
 def part(file: BinaryIO, start: int, size: int) -> bytes:
-    """Return nothing where the disk cannot read; an error of another file must not be taken for one of these."""
-    try:
-        return os.pread(file.fileno(), size, start)
-    except OSError:
-        return b""
+    """
+    Return ``size`` bytes of the file, or what there is of them.
+
+    :raise OSError: the disk cannot read them all.
+    """
+    return os.pread(file.fileno(), size, start)
+
+
+def around(file: BinaryIO, start: int, size: int) -> bytes:
+    """As :func:`part`, with zeros where the disk cannot read, page by page."""
+    with suppress(OSError):
+        return part(file, start, size)
+    end = min(start + size, os.fstat(file.fileno()).st_size)
+    found = bytearray(max(end - start, 0))
+    for page in range(start - start % PAGE_SIZE, end, PAGE_SIZE):
+        first, behind = max(page, start), min(page + PAGE_SIZE, end)
+        with suppress(OSError):
+            found[first - start : behind - start] = part(file, first, behind - first)
+    return bytes(found)
 
 
 def _order(header: bytes) -> str:

@@ -20,7 +20,7 @@ from commsmgr.errors import SpoolError, SpoolLocked, SpoolWriteFailed
 from commsmgr.spool import files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books
-from commsmgr.spool.faults import is_full, is_torn
+from commsmgr.spool.faults import is_full, is_torn, is_unreadable
 from commsmgr.spool.opening import Opening
 from commsmgr.spool.replacing import PLAN
 from commsmgr.spool.schema import NewerVersion
@@ -70,6 +70,11 @@ def locked(directory: str) -> Iterator[None]:
         except SpoolLocked as error:
             raise InUse(error.fact) from None
         try:
+            try:
+                # Before anything of it is written: whoever has it may have lost the lock's file.
+                files.require_unused(os.path.join(directory, files.DATABASE))
+            except SpoolLocked as error:
+                raise InUse(error.fact) from None
             yield
         finally:
             os.close(lock)
@@ -79,9 +84,13 @@ def change(settings: config.Spool, work: Callable[[Books], T]) -> T:
     """
     Do ``work`` in one transaction, while the spool is :func:`locked`: all of it is done or, whatever happens, nothing.
 
-    :raise Unusable: the database is damaged.
+    :raise Unusable: the database is damaged, or the disk cannot read all of it.
     :raise WriteFailed: the disk does not let us; nothing is changed.
     """
+    return with_room(settings.path, lambda: _change(settings, work))
+
+
+def _change(settings: config.Spool, work: Callable[[Books], T]) -> T:
     path = os.path.join(settings.path, files.DATABASE)
     reason = files.damage(path)
     if reason == "newer":
@@ -91,8 +100,8 @@ def change(settings: config.Spool, work: Callable[[Books], T]) -> T:
     if reason is None and needs_salvage(settings.path):
         reason = "damaged"
     if reason is not None:
-        raise Unusable(f"the spool in {settings.path} cannot be used ({reason}); nothing was changed")
-    return with_room(settings.path, lambda: transaction(Opening(path, settings, time.time).connect(), work))
+        raise Broken(f"the spool in {settings.path} cannot be used ({reason})")
+    return transaction(Opening(path, settings, time.time).connect(), work)
 
 
 def needs_salvage(directory: str) -> bool:
@@ -123,7 +132,7 @@ def with_room(directory: str, work: Callable[[], T]) -> T:
     Do ``work``; on a full disk once more, without the reserve, which is there for what makes the spool smaller. The
     agent takes it again when it can.
 
-    :raise Unusable: the database is damaged.
+    :raise Unusable: the database is damaged, or the disk cannot read all of it.
     :raise WriteFailed: the disk does not let us.
     """
     try:
@@ -136,10 +145,20 @@ def with_room(directory: str, work: Callable[[], T]) -> T:
         return work()
     except NewerVersion:
         raise SpoolError(f"the spool in {directory} was written by a newer commsmgr; use that one's tools") from None
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         if is_torn(error):
-            raise Unusable(f"the database in {directory} is damaged: {error}; nothing was changed") from None
+            raise Broken(f"the database in {directory} is damaged: {error}") from None
+        if is_unreadable(error):
+            raise Broken(f"not everything in {directory} can be read: {error}") from None
+        if isinstance(error, OSError) and not is_full(error):
+            raise
         raise WriteFailed(f"the spool in {directory} cannot be written: {error}") from None
+
+
+class Broken(Unusable):
+    """The database that was to be changed is damaged, or the disk cannot read all of it."""
+
+    advice = "nothing was changed; commsmgr spool verify says what is wrong, commsmgr spool repair mends it"
 
 
 class WriteFailed(SpoolWriteFailed):

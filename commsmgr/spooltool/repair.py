@@ -1,10 +1,10 @@
 """
 Mends what :mod:`.health` finds wrong, with the agent stopped.
 
-Where SQLite cannot open the file, or finds its own structures broken, the very steps of the agent's start are taken:
-the file is set aside and what can be read of it is taken over into a new one. Then, in one transaction, the totals are
-counted anew, damaged entries become dead letters, and damaged commands are marked as begun. A death at any point leaves
-something that repair, or the agent's start, goes on with.
+Where SQLite cannot open the file, or finds its own structures broken, or the disk cannot read all of it, the very steps
+of the agent's start are taken: the file is set aside and what can be read of it is taken over into a new one. Then, in
+one transaction, the totals are counted anew, damaged entries become dead letters, and damaged commands are marked as
+begun. A death at any point leaves something that repair, or the agent's start, goes on with.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from commsmgr import config
 from commsmgr.errors import SpoolError
 from commsmgr.spool import files
 from commsmgr.spool.books import Books
-from commsmgr.spool.faults import is_torn, one
-from commsmgr.spool.opening import Opening
+from commsmgr.spool.faults import is_torn, is_unreadable, one
+from commsmgr.spool.opening import Opening, disconnect
 from commsmgr.spool.records import Reason, command_checksum
 from commsmgr.spool.schema import NewerVersion
 from commsmgr.spooltool import access
-from commsmgr.spooltool.health import NEXT, damaged_rows, recount, structure, wrong_totals
+from commsmgr.spooltool.health import NEXT, damaged_rows, recount, set_aside, structure, wrong_totals
 from commsmgr.spooltool.rows import Row
 
 
@@ -36,26 +36,65 @@ def repair(settings: config.Spool, wall: Callable[[], float]) -> Iterator[Row]:
     :param wall: seconds since the epoch.
     :raise SpoolError: the spool is in use, absent, another program's or a newer version's, or the disk does not let us.
     """
-    with access.locked(settings.path):
-        done = access.with_room(settings.path, lambda: _repair(settings, wall))
-    yield from done
+    done: list[Row] = []
+    failed: SpoolError | OSError | None = None
+    try:
+        with access.locked(settings.path):
+            _repair(settings, wall, done)
+    except (SpoolError, OSError) as error:
+        failed = error
+    yield from done  # what stays, although the rest has failed
+    if failed is not None:
+        raise Unfinished(failed.fact) if done and isinstance(failed, SpoolError) else failed
     yield {"done": "repaired", "count": len(done)}
 
 
-def _repair(settings: config.Spool, wall: Callable[[], float]) -> list[Row]:
-    path = os.path.join(settings.path, files.DATABASE)
-    opening = Opening(path, settings, wall)
-    reason = files.damage(path)
-    if reason in files.NOT_OURS:
-        raise SpoolError(f"{path} is {reason}: it is no spool of this version; nothing was changed")
-    if reason is None and not access.needs_salvage(settings.path) and (found := _broken(opening)):
-        files.mark(settings.path, found)
-    books, aside = opening.open()
-    done: list[Row] = []
+class Unfinished(SpoolError):
+    """The spool was replaced, and then something went wrong."""
+
+    advice = "what is listed was done, and nothing else; look at the disk that holds the spool, and call repair again"
+
+
+def _repair(settings: config.Spool, wall: Callable[[], float], done: list[Row]) -> None:
+    """Add to ``done`` whatever was done, as soon as nothing undoes it."""
+    opening = Opening(os.path.join(settings.path, files.DATABASE), settings, wall)
+    access.with_room(settings.path, lambda: _judge(opening, settings.path))
+    before = set(set_aside(settings.path))
+    try:
+        # Of an attempt without room that had replaced the spool already the second one knows.
+        books, aside = access.with_room(settings.path, opening.open)
+    except (SpoolError, OSError):
+        done += ({"done": "set_aside", "name": name} for name in set_aside(settings.path) if name not in before)
+        raise
+    disconnect(books)
     if aside is not None:
         row: Row = {"done": "set_aside", "name": os.path.basename(aside.name)}
         done.append(row | ({} if aside.salvaged is None else structs.asdict(aside.salvaged)))
-    return done + access.transaction(books, lambda books: _mend(books, wall()))
+    done += access.with_room(
+        settings.path, lambda: access.transaction(opening.connect(), lambda books: _mend(books, wall()))
+    )
+
+
+def _judge(opening: Opening, directory: str) -> None:
+    """
+    Have a database that is damaged, or that the disk cannot read all of, set aside when it is opened.
+
+    An agent waits for a disk that cannot read, for it may come back. Here somebody has said to go on without it.
+    """
+    path = os.path.join(directory, files.DATABASE)
+    found = ""
+    try:
+        reason = files.damage(path)
+        if reason in files.NOT_OURS:
+            raise SpoolError(f"{path} is {reason}: it is no spool of this version; nothing was changed")
+        if reason is None and not access.needs_salvage(directory):
+            found = _broken(opening)
+    except (OSError, sqlite3.Error) as error:
+        if not is_unreadable(error):
+            raise
+        found = str(error)
+    if found:
+        files.mark(directory, found)
 
 
 def _broken(opening: Opening) -> str:

@@ -47,7 +47,7 @@ from msgspec import Struct
 
 from commsmgr.errors import SpoolError
 from commsmgr.spool import files, wal
-from commsmgr.spool.faults import is_full, is_torn
+from commsmgr.spool.faults import is_full, is_torn, is_unreadable
 from commsmgr.spool.faults import readable as text_of
 from commsmgr.spool.replacing import PLAN
 from commsmgr.spool.schema import NewerVersion, prepare
@@ -216,7 +216,7 @@ def _overtaken(source: str, path: str) -> bool:
     What was behind the bad frame had been written already, and so had that one before it: by now it is there.
     """
     with open(path + "-wal", "rb") as copied:
-        bad = wal.read(copied, files.size_of(path)).bad
+        bad = wal.read(copied, files.size_of(path), wal.part).bad
         try:
             with open(source + "-wal", "rb") as log:
                 return bad is None or wal.part(log, bad, wal.FRAME) != wal.part(copied, bad, wal.FRAME)
@@ -237,4 +237,6 @@ def _copy(source: str, target: str) -> None:
                 f"there is no room for a copy of {source} in {os.path.dirname(target)}; name a directory with room"
                 " by the environment variable TMPDIR"
             ) from error
+        if is_unreadable(error):
+            raise Unusable(f"{source} cannot be copied: {error.strerror}") from error
         raise
