@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -16,6 +18,32 @@ from commsmgr.errors import AlreadyCompleted, InvalidMessage, NotRunning, QueueF
 from commsmgr.spool import RESULT_KIND, Accepted, Duplicate, Lane, Opened, Spool
 from commsmgr.spool import books as books_module
 from commsmgr.spool import reader as reader_module
+from commsmgr.spool.executor import InlineExecutor
+
+
+class Gate(InlineExecutor):
+    """As a thread does it, whose work is done before the reactor hears of it: while shut, nothing is told."""
+
+    shut = False
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self._untold: list[tuple[Deferred[Any], Any]] = []
+
+    def __call__(self, work: Callable[[], Any], /) -> Deferred[Any]:
+        return super().__call__(work).addBoth(self._pass)
+
+    def open(self) -> None:
+        self.shut = False
+        untold, self._untold = self._untold, []
+        for deferred, result in untold:
+            deferred.callback(result)
+
+    def _pass(self, result: Any) -> Any:
+        if not self.shut:
+            return result
+        self._untold.append((Deferred(), result))
+        return self._untold[-1][0]
 
 
 class World:
@@ -24,7 +52,13 @@ class World:
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
         self.clock.advance(1000)
-        self.spool = Spool(config.Spool(durability="memory", **options), reactor=self.clock, wall=self.clock.seconds)
+        self.gate = Gate(self.clock)
+        self.spool = Spool(
+            config.Spool(durability="memory", **options),
+            reactor=self.clock,
+            wall=self.clock.seconds,
+            executor=self.gate,
+        )
         self.outbox = self.spool.outbox
         self.inbox = self.spool.inbox
         self.events = self.outbox.reader(Lane.EVENT)
@@ -476,6 +510,39 @@ class InboxTests(SynchronousTestCase):
         self.assertEqual(self.accept("c2"), Duplicate(keys[2], True, "success", "r2"))
         self.assertEqual(self.world.taken(), ["r2"])
 
+    def test_no_room_beside_a_repeated_result(self) -> None:
+        """What was let in before the reactor heard of a repeated result is refused when that has taken the room."""
+        self.world = World(max_events=2)
+        self.world.open()
+        self.inbox = self.world.inbox
+        self.world.get(self.world.outbox.forget([self.complete(self.key("c"), "c", "r")]))
+        other = self.key("other")
+        self.world.gate.shut = True
+        again = self.inbox.known("c", "d")
+        self.world.run()
+        event, more = self.world.event("e0"), self.world.event("e1")
+        self.world.gate.open()
+        self.world.run()
+        self.assertEqual(self.successResultOf(again).result_id, "r")
+        seq = self.successResultOf(event)
+        self.failureResultOf(more, QueueFull)
+        self.assertEqual(self.world.outbox.stats.events, 2)
+        # The same for a result, whose command is not finished by it.
+        self.world.get(self.world.outbox.forget([1, 2, seq]))
+        self.world.gate.shut = True
+        again = self.inbox.known("c", "d")
+        self.world.run()
+        event = self.world.event("e2")
+        result = self.inbox.complete(key=other, command_id="other", status="success", result_id="r2", body=b"")
+        self.world.gate.open()
+        self.world.run()
+        self.successResultOf(again)
+        seq = self.successResultOf(event)
+        self.failureResultOf(result, QueueFull)
+        self.assertEqual((self.world.outbox.stats.events, self.inbox.open_count), (2, 1))
+        self.world.get(self.world.outbox.forget([seq]))
+        self.complete(other, "other", "r2")
+
     def test_result_too_large_to_be_remembered(self) -> None:
         """A result that is larger than all that may be remembered does not push out the others."""
         small, large = self.key("small"), self.key("large")
@@ -601,11 +668,43 @@ class Model(RuleBasedStateMachine):
         assert isinstance(answer, Duplicate)
         assert (answer.key, answer.finished, answer.result_id) == (key, result is not None, result or "")
         if repeated:
-            books = self.world.spool._store._writer._books
-            assert books is not None
-            (again,) = books.db.execute("SELECT max(seq) FROM entry WHERE seq < 1 << 56").fetchone()
-            self.commands[name][2] = again
-            self.appended(again, result)
+            self.repeated(name)
+
+    @precondition(lambda self: any(result for _, result, _ in self.commands.values()))
+    @rule(count=st.integers(1, 30))
+    def put_beside_repeats(self, count: int) -> None:
+        """Duplicates of all that is finished, and events that come before the reactor hears of what those did."""
+        finished = [name for name, (_, result, _) in self.commands.items() if result is not None]
+        self.world.gate.shut = True
+        asked = [self.world.inbox.known(name, "d") for name in finished]
+        self.world.run()
+        names = [self.name() for _ in range(count)]
+        waiting = [self.world.event(name) for name in names]
+        self.world.gate.open()
+        for name, deferred in zip(finished, asked, strict=True):
+            if any(held == self.commands[name][2] for held, _ in self.held):
+                assert self.world.get(deferred).finished
+            elif self.had_room(deferred):
+                self.repeated(name)
+        for name, deferred in zip(names, waiting, strict=True):
+            if seq := self.had_room(deferred):
+                self.appended(seq, name)
+
+    def had_room(self, waiting: Deferred[Any]) -> Any:
+        """Return what came of this, None when it had no room, which it has exactly if there is any."""
+        answer = None
+        with contextlib.suppress(QueueFull):
+            answer = self.world.get(waiting)
+        assert (answer is not None) == (len(self.held) < 30)
+        return answer
+
+    def repeated(self, name: str) -> None:
+        """The result of this command was put into the outbox again."""
+        known = self.commands[name]
+        books = self.world.spool._store._writer._books
+        assert books is not None
+        (known[2],) = books.db.execute("SELECT seq FROM entry WHERE id = ?", (known[1],)).fetchone()
+        self.appended(known[2], known[1])
 
     @precondition(lambda self: self.commands and len(self.held) < 30)
     @rule(data=st.data())

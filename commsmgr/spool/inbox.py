@@ -99,7 +99,7 @@ class Inbox:
         :param body: the result, as it will be sent.
         :param ttl: seconds after which the result need not be sent any more.
         :return: the event's number. Fails with AlreadyCompleted when the command has a result (without ``key``: when
-            all known commands of that id have), with QueueFull at once at the outbox's bounds.
+            all known commands of that id have), with QueueFull at the outbox's bounds, as :meth:`Outbox.put` does.
         """
         if (refusal := self._outbox.refusal(len(body))) is not None:
             return fail(refusal)
@@ -265,6 +265,7 @@ class _Complete(Job):
 
     def work(self, books: Books) -> tuple[Entry, int | None]:
         key = self._find(books)
+        self.outbox.require_room(self.size, books.counter)
         entry = books.add_event(RESULT_KIND, self.result_id, self.body, self.now, self.expires_at)
         if key is not None:
             # The command's own body has served; to know a duplicate its digest is enough.

@@ -61,9 +61,10 @@ class Outbox:
 
         :param key: what it is the state of; it replaces an unsent older one of the same key. Empty for events.
         :param ttl: seconds after which it need not be sent any more.
-        :return: its number, after the commit. Fails with QueueFull at once when a bound is reached, what is still being
-            committed included; with SpoolWriteFailed when the disk did not take it (after a failing flush it may be
-            there all the same, and then is sent); with InvalidMessage when ``key`` and ``lane`` do not fit.
+        :return: its number, after the commit. Fails with QueueFull when a bound is reached, at once, what is still
+            being committed included, and later only where a result was put again meanwhile; with SpoolWriteFailed when
+            the disk did not take it (after a failing flush it may be there all the same, and then is sent); with
+            InvalidMessage when ``key`` and ``lane`` do not fit.
         """
         if (lane is Lane.STATE) != bool(key):
             return fail(InvalidMessage("a state has a key, an event has none"))
@@ -83,7 +84,18 @@ class Outbox:
             accepted counts twice then: that makes it refuse too early rather than too late.
         """
         totals = self.stats if counter is None else counter
-        events, held = totals.events + self._reserved_events, totals.event_bytes + self._reserved_bytes
+        return self._full(totals.events + self._reserved_events, totals.event_bytes + self._reserved_bytes, size)
+
+    def require_room(self, size: int, counter: Counter) -> None:
+        """
+        Raise QueueFull unless an event of ``size`` bytes, for which room was reserved, has it in this batch.
+
+        Results that are put again reserve none before, so that they may have come between the look and the act.
+        """
+        if (refusal := self._full(counter.events, counter.event_bytes, size)) is not None:
+            raise refusal
+
+    def _full(self, events: int, held: int, size: int) -> QueueFull | None:
         if events >= self._settings.max_events:
             return QueueFull(f"{events} events are waiting, spool.max_events is {self._settings.max_events}")
         if held + size > self._settings.max_bytes:
@@ -253,6 +265,7 @@ class _PutEvent(_OutboxJob):
         outbox.reserve(self.size)
 
     def work(self, books: Books) -> Entry:
+        self.outbox.require_room(self.size, books.counter)
         return books.add_event(self.kind, self.id, self.body, self.accepted_at, self.expires_at)
 
     def settled(self, result: Any) -> Any:
