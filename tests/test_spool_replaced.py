@@ -274,7 +274,7 @@ class InterruptedTests(Torn):
         self.assertGreater(steps, 4)
 
     def test_plan_that_is_damaged(self) -> None:
-        """A plan that cannot be read is carried out all the same, but for what it would have said."""
+        """A plan that cannot be read is carried out where it was half done, but for what it would have said."""
         self.fill(40)
         self.database.rename(f"{self.database}{BUILDING}")
         Path(f"{self.database}{PLAN}").write_bytes(b'{"name": "../../else", "reason": "damaged"}')
@@ -284,6 +284,50 @@ class InterruptedTests(Torn):
         self.assertEqual(Path(f"{opened.set_aside}-wal").read_bytes(), b"the old one's")
         self.assertEqual(self.missing(entries), set())
         self.assertIsNone(self.start()[0].set_aside)
+
+    def test_plan_of_nobody(self) -> None:
+        """A plan that cannot be read does nothing to a database that is in its place, whatever is beside it."""
+        self.fill(40)
+        for building in (None, b"junk", self.pristine):
+            for mark in (False, True):
+                self.reset()
+                Path(f"{self.database}{PLAN}").write_bytes(b"garbage")
+                if building is not None:
+                    Path(f"{self.database}{BUILDING}").write_bytes(building)
+                if mark:
+                    self.mark()
+                opened, entries = self.start()
+                self.assertEqual(opened.set_aside is not None, mark)
+                self.assertEqual(self.missing(entries), set())
+                self.assertEqual(set(self.content()) & {files.DATABASE + PLAN, files.DATABASE + BUILDING}, set())
+
+    def test_plan_and_junk_without_a_database(self) -> None:
+        """Nothing that is no database of ours comes in the place of one: the log that is left is read instead."""
+        self.fill(40)
+        self.crash(10)
+        log = self.log.read_bytes()
+        self.reset()
+        self.database.unlink()
+        self.log.write_bytes(log)
+        Path(f"{self.database}{PLAN}").write_bytes(b"garbage")
+        Path(f"{self.database}{BUILDING}").write_bytes(b"junk")
+        opened, entries = self.start()
+        self.assertIn(".missing", opened.set_aside or "")
+        self.assertIn("late9", {entry.id for entry in entries})
+
+    def test_plan_for_files_that_are_gone(self) -> None:
+        """What nobody can find is not said to be set aside."""
+        self.fill(40)
+        name = f"{files.DATABASE}.20260101T000000Z.damaged"
+        for there in (True, False):
+            self.reset()
+            plan = b'{"name":"%s","reason":"damaged","salvaged":null}' % name.encode()
+            Path(f"{self.database}{PLAN}").write_bytes(plan)
+            if there:
+                (self.directory / name).write_bytes(b"the old one")
+            opened, entries = self.start()
+            self.assertEqual(opened.set_aside, str(self.directory / name) if there else None)
+            self.assertEqual(self.missing(entries), set())
 
     def test_building_without_a_plan(self) -> None:
         """What was not finished is forgotten, and what it was made of is served."""

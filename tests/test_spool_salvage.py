@@ -514,6 +514,47 @@ class LogTests(Torn):
                 # What was begun in the transaction that is lost nobody knows.
                 self.assertEqual([command.id for command in opened.interrupted], ["running", "waiting"])
 
+    def test_zeros_at_the_beginning(self) -> None:
+        """Zeros would be the frames of a log of zeros, to which no other belongs: they are none."""
+        self.fill()
+        self.crash(50)
+        log = self.log.read_bytes()
+        for size in (32, PAGE, 4151, 4152, 4176, 4200, 8192, 8300, 20_000, wal.HEADER + 7 * wal.FRAME):
+            for start in (0, wal.HEADER):
+                self.reset()
+                self.log.write_bytes(log[:start] + bytes(size - start) + log[size:])
+                opened, entries = self.start()
+                self.assertEqual(self.missing(entries), set(), (size, start))
+                if size > start:
+                    self.assertIn("-wal", opened.set_aside or "", (size, start))
+
+    def test_emptied_under_the_agent(self) -> None:
+        """A log that was cut to nothing, and went on behind a hole: what was written since is served."""
+        self.fill()
+        self.crash(50)
+        log = self.log.read_bytes()
+        frames = (len(log) - wal.HEADER) // wal.FRAME
+        for hole in range(1, frames - 12, 7):
+            self.reset()
+            start = wal.HEADER + hole * wal.FRAME
+            self.log.write_bytes(bytes(start) + log[start:])
+            opened, entries = self.start()
+            self.assertIn(".garbage-wal", opened.set_aside or "")
+            self.assertIn("late49", {entry.id for entry in entries}, hole)
+            assert opened.salvaged is not None
+            self.assertGreaterEqual(opened.salvaged.lost, len(self.missing(entries)), hole)
+
+    def test_page_that_is_none(self) -> None:
+        """A frame of page 0 is none, whatever its checksum."""
+        self.fill()
+        self.crash(5)
+        log = self.log.read_bytes()
+        first = bytes(7) + b"\1" + log[wal.HEADER + 8 : wal.HEADER + wal.FRAME]
+        seed = wal.frame_checksum(wal._order(log), first, wal._PAIR.unpack(log[24:32]))
+        self.log.write_bytes(log[: wal.HEADER] + first[:16] + wal._PAIR.pack(*seed) + first[24:])
+        with self.log.open("rb") as file:
+            self.assertEqual(wal.read(file, 0, wal.part).latest, {})
+
     def test_absurd_page(self) -> None:
         """A frame that nothing proves, and that speaks of a database of terabytes, makes no file of that size."""
         self.fill()

@@ -226,10 +226,15 @@ def free_name(path: str, reason: str, now: float) -> str:
     """
     stem = f"{path}.{strftime('%Y%m%dT%H%M%SZ', gmtime(now))}.{reason}"
     name, number = stem, 1
-    while any(os.path.lexists(name + ending) for ending in ("", *_BESIDE)):
+    while is_any(name):
         number += 1
         name = f"{stem}.{number}"
     return name
+
+
+def is_any(path: str) -> bool:
+    """Say whether there is a database at ``path``, or a log of one."""
+    return any(os.path.lexists(path + ending) for ending in ("", *_BESIDE))
 
 
 def move(path: str, name: str) -> None:

@@ -18,6 +18,9 @@ goes on with what is left of the plan, and says what the first one would have sa
 time, so that it does not matter what half of the old files would look like. Nobody uses the new database before 4, so
 nothing that was accepted later can be concerned.
 
+A plan that cannot be read was not written by us, or was damaged since. It is carried out only where the old database
+has no name and a new one is waiting for it; otherwise it is forgotten, as before 1: the originals can be read again.
+
 The first database of all is made under :data:`BUILDING` too: half of one would look like a damaged spool.
 """
 
@@ -32,7 +35,7 @@ import msgspec
 from msgspec import Meta, Struct
 from twisted.logger import Logger
 
-from commsmgr.spool import files, image
+from commsmgr.spool import files, image, wal
 from commsmgr.spool.books import Books
 from commsmgr.spool.records import Salvaged
 from commsmgr.spool.salvage import Salvage
@@ -98,6 +101,7 @@ class Replacement:
         if plan is not None:
             return self._carry_out(plan)
         files.remove(self._path + BUILDING)
+        files.remove(self._path + PLAN)
         return None
 
     def begin(self) -> None:
@@ -107,11 +111,12 @@ class Replacement:
         os.rename(self._path + BUILDING, self._path)
         files.sync_directory(self._directory)
 
-    def replace(self, reason: str) -> SetAside:
+    def replace(self, reason: str) -> SetAside | None:
         """
         Put a new database in the place of what is there.
 
         :param reason: in one word what is wrong with that.
+        :return: what was set aside; None when it has gone meanwhile.
         :raise OSError: the disk does not let us; also :class:`sqlite3.Error`. Before the plan nothing has changed.
         """
         salvaged = self._build(salvage=reason not in files.NOT_OURS, use_log=reason != _LOG_NOT_OURS)
@@ -131,14 +136,26 @@ class Replacement:
         try:
             return msgspec.json.decode(content, type=_Plan)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            # That it is there says enough to go on. What was taken over is in the new database all the same.
             self.log.error(
-                "{path} cannot be read ({reason}): how much was taken over is not known.",
+                "{path} cannot be read ({reason}): if it was ours, how much was taken over is not known.",
                 event="spool.plan-damaged",
                 path=self._path + PLAN,
                 reason=str(error),
             )
-            return self._plan("damaged", None)
+            return self._plan("damaged", None) if self._is_half_done() else None
+
+    def _is_half_done(self) -> bool:
+        """
+        Say whether what is there shows that the old database was moved and the new one has to come in its place.
+
+        Where the old one still has its name nothing was moved, and it can be read once more.
+        """
+        building = self._path + BUILDING
+        return (
+            not os.path.lexists(self._path)
+            and os.path.lexists(building)
+            and files.beginning(building, wal.part) is None
+        )
 
     def _build(self, *, salvage: bool, use_log: bool = True) -> Salvaged | None:
         """Make a new database, of what can be read of the old one if that is to be."""
@@ -168,14 +185,22 @@ class Replacement:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return salvaged
 
-    def _carry_out(self, plan: _Plan) -> SetAside:
-        """Do what is left to do."""
+    def _carry_out(self, plan: _Plan) -> SetAside | None:
+        """Do what is left to do; return what was set aside, unless nothing has that name."""
         name = os.path.join(self._directory, plan.name)
         if os.path.lexists(self._path + BUILDING):
             files.move(self._path, name)
             os.rename(self._path + BUILDING, self._path)
         files.unmark(self._directory)
         files.sync_directory(self._directory)
+        aside = SetAside(name, plan.salvaged) if files.is_any(name) else None
+        if aside is not None:
+            self._tell(plan, name)
+        files.remove(self._path + PLAN)
+        files.sync_directory(self._directory)
+        return aside
+
+    def _tell(self, plan: _Plan, name: str) -> None:
         self.log.error(
             "The spool {path} could not be used ({reason}) and was set aside as {name}: {salvaged}.",
             event="spool.set-aside",
@@ -184,6 +209,3 @@ class Replacement:
             name=name,
             salvaged="nothing was taken over" if plan.salvaged is None else str(plan.salvaged),
         )
-        files.remove(self._path + PLAN)
-        files.sync_directory(self._directory)
-        return SetAside(name, plan.salvaged)
