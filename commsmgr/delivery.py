@@ -316,7 +316,8 @@ class Delivery:
         suppressed = self._burst.allow(reason.partition(":")[0])
         if suppressed is not None:
             self.log.warn(
-                "{message_id} cannot be delivered: {reason}; it is kept as a dead letter ({suppressed} more before)",
+                "{message_id} cannot be delivered: {reason}; it is given up, and kept as a dead letter if the bounds of"
+                " those allow ({suppressed} more before)",
                 event="delivery.refused",
                 message_id=message_id,
                 reason=reason,

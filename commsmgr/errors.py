@@ -121,7 +121,7 @@ class SpoolWriteFailed(SpoolError):
     """The spool's disk is full or failing."""
 
     retryable = True
-    advice = "the message was not accepted; look at the disk that holds spool.path"
+    advice = "look at the disk that holds spool.path; no message is accepted that cannot be written"
 
 
 class TokenError(CommsError):

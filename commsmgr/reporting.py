@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from commsmgr.errors import CommsError, QueueFull, SpoolWriteFailed
 from commsmgr.messages import Result
+from commsmgr.observe.logs import Burst
 from commsmgr.results import encode_result
 from commsmgr.spool import RESULT_KIND, Lane, Spool
 
@@ -52,6 +53,7 @@ class Reporting:
         self._limit = limit
         self._accepted = accepted
         self._clock = clock
+        self._burst = Burst(clock.seconds)
         self._aside: dict[Deferred[object], None] = {}  # in order, which a set has not
 
     async def report(self, result: Result, *, ttl: float | None = None) -> str:
@@ -69,12 +71,15 @@ class Reporting:
             try:
                 return await self.report(result)
             except (QueueFull, SpoolWriteFailed) as error:
-                self.log.warn(
-                    "the result of {message_id} waits: {error}",
-                    event="command.result-waits",
-                    message_id=result.command_id,
-                    error=str(error),
-                )
+                suppressed = self._burst.allow(type(error).__name__)
+                if suppressed is not None:
+                    self.log.warn(
+                        "the result of {message_id} waits: {error} ({suppressed} more before)",
+                        event="command.result-waits",
+                        message_id=result.command_id,
+                        error=str(error),
+                        suppressed=suppressed,
+                    )
                 await deferLater(self._clock, AGAIN)
 
     async def say(self, result: Result) -> None:

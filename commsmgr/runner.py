@@ -17,6 +17,7 @@ from commsmgr.channel import CommandChannel
 from commsmgr.errors import InvalidMessage, NotRunning, SpoolError, UsageError
 from commsmgr.interfaces import CommandHandler
 from commsmgr.messages import Command, Result
+from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
 from commsmgr.waiters import Overrun, bounded
 
@@ -52,6 +53,7 @@ class CommandRunner:
         self._concurrency = concurrency
         self._report = report
         self._clock = clock
+        self._burst = Burst(clock.seconds)
         self._metrics = metrics
         self._loops: list[Deferred[None]] = []
         self._given_up = False
@@ -99,7 +101,14 @@ class CommandRunner:
             try:
                 return await self._channel.get()
             except SpoolError as error:
-                self.log.warn("{error}", event="command.not-offered", error=str(error))
+                suppressed = self._burst.allow(type(error).__name__)
+                if suppressed is not None:
+                    self.log.warn(
+                        "a command waits: {error} ({suppressed} more before)",
+                        event="command.not-offered",
+                        error=str(error),
+                        suppressed=suppressed,
+                    )
                 await deferLater(self._clock, AGAIN)
 
     def _loop_ended(self, failure: Failure) -> None:

@@ -124,11 +124,18 @@ class Insist(ReportingTestCase):
     def test_no_room(self) -> None:
         """It is tried every second and stored as soon as there is room, once."""
         command, seq = self.command(), self.fill()
+        complete, tried = self.world.spool.inbox.complete, []
+
+        def trying(**what: Any) -> Deferred[int]:
+            tried.append(what["command_id"])
+            return complete(**what)
+
+        self.patch(self.world.spool.inbox, "complete", trying)
         insisting = self.waiting(self.reporting.insist(command.success("late")))
         self.world.clock.pump([1] * 5)
         self.assertNoResult(insisting)
         self.assertEqual((self.open, self.sizes), (1, []))
-        self.assertEqual([line["message_id"] for line in self.logged("command.result-waits")], ["c"] * 6)
+        self.assertEqual(tried, ["c"] * 6)
         self.make_room(seq)
         self.world.clock.advance(0.99)
         self.world.run()
@@ -138,6 +145,19 @@ class Insist(ReportingTestCase):
         name = self.successResultOf(insisting)
         ((stored, body),) = self.stored()
         self.assertEqual((stored, body["output"], self.open, len(self.sizes)), (name, "late", 0, 1))
+        self.idle()
+
+    def test_log(self) -> None:
+        """However many wait, a line each ten seconds says so, and how many it stands for: a full disk fills no log."""
+        results = [self.command(name).success() for name in ("one", "two")]
+        self.fill()
+        for result in results:
+            self.reporting.aside(self.reporting.insist(result), result)
+        self.world.run()
+        self.world.clock.pump([1] * 10)
+        told = [(line["message_id"], line["suppressed"]) for line in self.logged("command.result-waits")]
+        self.assertEqual(told, [("one", 0), ("one", 19)])
+        self.reporting.stop()
         self.idle()
 
     def test_disk(self) -> None:
@@ -218,7 +238,7 @@ class Aside(ReportingTestCase):
         seq = self.fill()
         for command in commands:
             self.aside(self.reporting.insist(command.success()), command.success())
-        self.assertEqual(len(self.logged("command.result-waits")), 2)
+        self.assertEqual(len(self.logged("command.result-waits")), 1)
         self.reporting.stop()
         self.idle()
         self.make_room(seq)

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.channel import CommandChannel
@@ -288,6 +289,24 @@ class Reporting(RunnerTestCase):
         self.assertEqual((self.results, len(self.channel)), ([], 1))
         self.clock.advance(1)
         self.assertEqual([result.key for result in self.results], [1])
+        self.idle()
+
+    def test_marks_fail_for_long(self) -> None:
+        """A line each ten seconds says so, however many wait for a command, and how many it stands for."""
+        lines: list[LogEvent] = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        self.patch(self.channel, "_mark_offered", lambda keys: fail(SpoolWriteFailed()))
+        self.start(lambda c: c.success(), concurrency=2)
+        self.channel.put(command(1))
+        self.channel.put(command(2))
+        self.clock.pump([1] * 10)
+        told = [line["suppressed"] for line in lines if line.get("event") == "command.not-offered"]
+        self.assertEqual((told[0], len(told)), (0, 2))
+        self.assertGreaterEqual(told[1], 9)
+        self.patch(self.channel, "_mark_offered", lambda keys: succeed(None))
+        self.clock.advance(1)
+        self.assertEqual(len(self.results), 2)
         self.idle()
 
     def test_defect(self) -> None:
