@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
@@ -357,8 +357,11 @@ class Run:
             self.inventories.delivered(entry, response)
 
     async def _keep_house(self) -> None:
-        await self.spool.outbox.expire()
-        await self.spool.inbox.forget_finished()
+        # Both at once, so that one that fails does not keep the other from being done.
+        chores: list[Deferred[Any]] = [self.spool.outbox.expire(), self.spool.inbox.forget_finished()]
+        for done, result in await DeferredList(chores, consumeErrors=True):
+            if not done:
+                result.raiseException()
 
     def _conversation(self, v1: bool) -> Conversation:
         return Conversation(

@@ -252,6 +252,21 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual((world.taken(), world.states.take(9, 9)), (["young"], []))
         self.assertEqual(world.outbox.stats.states, 0)
 
+    def test_expiry_of_damaged_rows(self) -> None:
+        """A time that is none is damage, and stops nobody behind it; a kind that is no text does neither."""
+        world = self.world(max_age=100)
+        for n in range(5):
+            world.get(world.event(f"e{n}"))
+        books = world.spool._store._writer._books
+        assert books is not None
+        for column, wrong, seq in (("accepted_at", b"\xff", 2), ("accepted_at", b"x", 3), ("kind", b"\xff", 4)):
+            books.db.execute(f"UPDATE entry SET {column} = CAST(? AS TEXT) WHERE seq = ?", (wrong, seq))
+        world.clock.advance(100)
+        world.get(world.event("young"))
+        self.assertEqual(world.get(world.outbox.expire()), 5)
+        self.assertEqual(world.outbox.stats.dropped, {"over-age": 3, "damaged": 2})
+        self.assertEqual((world.taken(), world.get(world.outbox.expire())), (["young"], 0))
+
     def test_expiry_in_slices(self) -> None:
         """More than a slice is expired by one call."""
         world = self.world(max_age=10)

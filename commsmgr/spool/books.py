@@ -50,12 +50,22 @@ _READ_COUNTER: Final = f"SELECT {', '.join(_COUNTER_FIELDS)} FROM counter"
 _WRITE_COUNTER: Final = f"UPDATE counter SET {', '.join(f'{name} = ?' for name in _COUNTER_FIELDS)}"
 
 
+def is_plausible(total: object) -> bool:
+    """Say whether what stands for a total may be one."""
+    return isinstance(total, int) and 0 <= total < first_seq(Lane.STATE)
+
+
 def read_counter(db: sqlite3.Connection) -> Counter | None:
     """Return the totals, None when their row is gone or holds what cannot be one."""
     row = db.execute(_READ_COUNTER).fetchone()
-    if row is None or not all(isinstance(value, int) and 0 <= value < first_seq(Lane.STATE) for value in row):
+    if row is None or not all(map(is_plausible, row)):
         return None
     return Counter(*row)
+
+
+def write_counter(db: sqlite3.Connection, counter: Counter) -> None:
+    """Have these totals stand in their row."""
+    db.execute(_WRITE_COUNTER, structs.astuple(counter))
 
 
 class Gone(Struct, frozen=True):
@@ -127,9 +137,15 @@ class Books:
         return structs.replace(self.counter)
 
     def write_counter(self) -> int:
-        """Write the totals and return the number of this commit."""
+        """
+        Write the totals and return the number of this commit.
+
+        Those that were too low, for whatever reason, end at nothing: below it they would pass for damage.
+        """
         self.counter.commits += 1
-        self.db.execute(_WRITE_COUNTER, structs.astuple(self.counter))
+        if min(structs.astuple(self.counter)) < 0:
+            self.counter = Counter(*(max(total, 0) for total in structs.astuple(self.counter)))
+        write_counter(self.db, self.counter)
         return self.counter.commits
 
     def oldest_event_at(self) -> float | None:
@@ -286,7 +302,8 @@ class Books:
 
     def bury(self, seq: int, reason: str, now: float) -> list[Gone]:
         """Make a dead letter of an entry, and of nothing when it is not there any more."""
-        found = self.db.execute("SELECT kind, length(body), accepted_at FROM entry WHERE seq = ?", (seq,)).fetchone()
+        with self.lenient():
+            found = self.db.execute("SELECT kind, length(body) FROM entry WHERE seq = ?", (seq,)).fetchone()
         if found is None:
             return []
         kind, size = str(found[0]), int(found[1] or 0)
@@ -327,7 +344,7 @@ class Books:
 
     def expire(self, now: float, oldest: float | None, sent: dict[Lane, int]) -> tuple[list[Gone], bool]:
         """
-        Make dead letters of at most :data:`SLICE` entries whose time is over.
+        Make dead letters of at most :data:`SLICE` entries whose time is over, and of events with a time that is none.
 
         :param oldest: events accepted at or before this are over age; None: none are.
         :param sent: the greatest number of each lane that was taken for sending; what is in flight is left alone.
@@ -342,17 +359,18 @@ class Books:
         more = len(over) == SLICE
         if oldest is not None and not more:
             # In order of acceptance, hence of age, save for steps of the clock, which only make one wait longer.
-            aged: list[int] = []
+            aged: list[tuple[int, Reason]] = []
             rows = self.db.execute(
-                "SELECT seq, accepted_at FROM entry WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
+                "SELECT seq, CASE typeof(accepted_at) WHEN 'real' THEN accepted_at END FROM entry"
+                " WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
                 (event, first_seq(Lane.STATE), SLICE),
             )
             for seq, accepted_at in rows:
-                if accepted_at > oldest:
+                if accepted_at is not None and accepted_at > oldest:
                     break
-                aged.append(seq)
+                aged.append((seq, Reason.DAMAGED if accepted_at is None else Reason.OVER_AGE))
             rows.close()
-            gone += [each for seq in aged for each in self.bury(seq, Reason.OVER_AGE, now)]
+            gone += [each for seq, reason in aged for each in self.bury(seq, reason, now)]
             more = len(aged) == SLICE
         return gone, more
 

@@ -1,9 +1,10 @@
 """
 What waits to be sent: submissions in, entries out to the :mod:`readers <.reader>`, receipts back in.
 
-An event that was accepted leaves the outbox in one of three ways only: by a receipt (:meth:`Outbox.forget`), refused
-for good (:meth:`Outbox.bury`), or over its time (:meth:`Outbox.expire`); the latter two leave a dead letter and a
-count.
+An event that was accepted leaves the outbox in one of these ways only: by a receipt (:meth:`Outbox.forget`), refused
+for good (:meth:`Outbox.bury`), over its time (:meth:`Outbox.expire`), found damaged, or dropped by an operator while no
+agent runs (``commsmgr spool drop``); all but the first leave a dead letter, where there is room for it, and a count. A
+state is replaced by the next of its key besides.
 """
 
 from __future__ import annotations
@@ -356,7 +357,7 @@ class _Expire(_OutboxJob):
             self.outbox.given_up(gone)
             for reason in dict.fromkeys(each.reason for each in gone):
                 self.outbox.log.warn(
-                    "{count} messages were not delivered in time ({reason}) and are dead letters now",
+                    "{count} messages that were not delivered in time or are damaged are dead letters now ({reason})",
                     event="spool.given-up",
                     count=sum(each.reason == reason for each in gone),
                     reason=reason,
