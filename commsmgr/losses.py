@@ -146,7 +146,7 @@ class LossReports:
         """The spool has counted a loss, or found some when it was opened."""
         if self._state is _State.QUIET and self._losses.unreported:
             self._state = _State.ASKING
-            self._losses.receipt(self._new_id()).addCallbacks(self._made, self._failed)
+            self._losses.receipt(self._new_id()).addCallback(self._made).addErrback(self._failed)
 
     def _made(self, receipt: LossReceipt | None) -> None:
         if receipt is None:
@@ -168,7 +168,7 @@ class LossReports:
 
     def _forget(self) -> None:
         self._state = _State.FORGETTING
-        self._losses.forget(self._report.id).addCallbacks(self._forgotten, self._failed)
+        self._losses.forget(self._report.id).addCallback(self._forgotten).addErrback(self._failed)
 
     def _forgotten(self, _: object) -> None:
         self._state = _State.QUIET

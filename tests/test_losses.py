@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr import config
+from commsmgr import config, losses
 from commsmgr.errors import SpoolWriteFailed
 from commsmgr.losses import LossReports
 from commsmgr.observe.metrics import Metrics
@@ -280,3 +280,23 @@ class LossReportsTests(SynchronousTestCase):
         self.lose()
         bench = self.link()
         self.assertEqual(self.told(bench), [("l2", [("refused", 2)])])
+
+    def test_defect_of_ours(self) -> None:
+        """So is one on the way from the spool to the link, with the event that says what it stops."""
+        bench = self.link()
+        patch = self.patch(losses, "rfc3339", lambda at: 1 // 0)
+        self.lose()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual((len(self.events("losses.failed")), self.reports.outstanding), (1, None))
+        patch.restore()
+        self.lose()
+        self.assertEqual(self.told(bench), [("l1", [("refused", 1)])])
+        # After the ack too: what was lost meanwhile is told with the loss that comes next.
+        patch = self.patch(self.reports, "_new_id", lambda: 1 // 0)
+        self.reports.acked("l1")
+        self.world.run()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(len(self.events("losses.failed")), 2)
+        patch.restore()
+        self.lose()
+        self.assertEqual(self.told(bench)[1:], [("l3", [("refused", 2)])])
