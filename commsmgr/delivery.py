@@ -2,11 +2,12 @@
 Moves the outbox to the backend, and the backend's receipts back to the outbox.
 
 Theory of operation. One coroutine per lane owns that lane: it alone takes entries from the lane's reader, so at any
-moment a lane travels by one way only and its order holds. An entry leaves the outbox for one of three reasons: a
-receipt (an ack or barrier over WebSocket, a 2xx over HTTP), a refusal for good (a nack without a time, a 4xx that
-judges it; it becomes a dead letter with the reason), or its expiry. Whatever ends a way before that (a lost link, a
-deadline, a crash of the process) leaves the entry where it is; the reader is rewound and the entry goes again, with the
-same id and the same bytes.
+moment a lane travels by one way only and its order holds. What is sent takes an entry out of the outbox for one of two
+reasons: a receipt (an ack or barrier over WebSocket, a 2xx over HTTP), or a refusal for good (a nack without a time, a
+4xx that judges it; it becomes a dead letter with the reason). All else that does so is no matter of the way: its
+expiry, its damage, a newer state in its place, an operator who drops it. Whatever ends a way before that (a lost link,
+a deadline, a crash of the process) leaves the entry where it is; the reader is rewound and the entry goes again, with
+the same id and the same bytes.
 
 The event lane goes over the WebSocket as soon as there is one, with as many entries in flight as the window admits.
 When there has been none for ``delivery.http_fallback_after`` seconds it goes over HTTP, one at a time. A link that

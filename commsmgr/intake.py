@@ -11,7 +11,8 @@ bounds, open commands counted as the events they will become, those that are sti
 commsmgr.v1 backend is asked to send again later; a plain one, which knows no such word, gets a ``rejected`` result, and
 from :data:`SILENT_AT` on nothing: it has to find out by itself.
 Such a result closes no command in the inbox: the refused command is not there, but another one of the same id may be.
-A command that is known already is never refused, room or no room: it takes none.
+A command that is known already takes no room and is not refused for want of it, unless it is finished and its result,
+which is put again, finds none, or so many come that not each can be asked about (:data:`ASKING`).
 """
 
 from __future__ import annotations

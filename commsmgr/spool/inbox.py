@@ -18,7 +18,7 @@ no digest (commsmgr.v1, where ids are unique) the id alone decides.
 
 The results of finished commands are remembered, so that a duplicate can be answered with the original. Their bodies may
 take a quarter of ``spool.max_bytes`` beside the outbox; those of the commands accepted first give way. A result that is
-put again counts as held but is not refused at the bound: one for each remembered body at most.
+put again takes room in the outbox as any other: while there is none the duplicate is refused, and may come later.
 """
 
 from __future__ import annotations
