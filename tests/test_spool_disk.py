@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor, threads
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -236,6 +236,22 @@ class DamageTests(OnDisk):
             aside = await self.set_aside("garbage")
             self.assertEqual(aside.read_bytes(), content)
             self.database.unlink()
+
+    async def test_failing_disk_after_a_replacement(self) -> None:
+        """What was set aside is told of by the start that succeeds, and only by that one."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.database.write_bytes(b"garbage")
+        spool = self.spool()
+        patch = self.patch(spool.inbox, "unfinished", lambda: fail(SpoolWriteFailed("the disk fails")))
+        for _ in range(2):
+            await self.assertFailure(spool.open(), SpoolWriteFailed)
+        patch.restore()
+        opened = await spool.open()
+        assert opened.set_aside is not None
+        self.assertIn(".garbage", opened.set_aside)
+        await spool.close()
+        self.assertIsNone((await spool.open()).set_aside)
+        await spool.close()
 
     async def test_garbage_log(self) -> None:
         """A log that is none means that the database may be half of a checkpoint."""

@@ -15,6 +15,7 @@ from commsmgr.spool.inbox import Inbox
 from commsmgr.spool.losses import Losses
 from commsmgr.spool.outbox import Outbox
 from commsmgr.spool.records import Opened, StoredCommand
+from commsmgr.spool.replacing import SetAside
 from commsmgr.spool.store import Store
 from commsmgr.spool.writer import Outcome, Writer
 
@@ -54,6 +55,7 @@ class Spool:
         self.losses.attach(self._store)
         self._turn = DeferredLock()
         self._opened: Opened | None = None
+        self._aside: SetAside | None = None
 
     def open(self) -> Deferred[Opened]:
         """
@@ -79,7 +81,8 @@ class Spool:
     async def _open(self) -> Opened:
         if self._opened is None:
             try:
-                aside = await self._store.open()
+                # Where the rest of the start fails the next one finds nothing to be set aside, and still has to tell.
+                self._aside = await self._store.open() or self._aside
             except SpoolWriteFailed as error:
                 self.trouble = error.fact
                 raise
@@ -89,6 +92,7 @@ class Spool:
                 await self._store.close()
                 raise
             self.outbox.start()
+            aside, self._aside = self._aside, None
             self._opened = Opened(
                 None if aside is None else aside.name,
                 *_parted(unfinished),
