@@ -1,7 +1,7 @@
 """
 Whole agents, backends and the network between them on one virtual clock, with seeded faults.
 
-What is what, from the bottom up; each of them knows those before it only:
+What is what, from the bottom up; each of them imports those before it only (of those behind it, types at most):
 
 ================  ===================================================================================================
 ``clock``         virtual time: calls in order, and whose turn it is
@@ -9,14 +9,17 @@ What is what, from the bottom up; each of them knows those before it only:
 ``network``       hosts, names, and the paths between them, which can be cut, narrowed and swallowed
 ``transport``     a Twisted transport on two wires
 ``reactor``       what one process takes for the reactor, and what is left of it when it stops
-``process``       a program that starts, stops, dies, loses power; its disk (``tests/faulty_vfs.py``) and its locks
-``agent``         the real manager with a handler that writes down what it does; ``backend``: the reference backend,
-                  and reverse proxies
-``faults``        what goes wrong, drawn from the seed before anything runs; ``workload``: what agents are told to do
 ``setting``       what stays the same in a world: dialect, bounds, how many agents
+``history``       all that happened in a world
 ``witness``       notes, inside commsmgr, what is promised and what becomes of it
-``scenario``      a world from its first moment to its last; ``history``: all that happened in it
-``oracles``       what must be true of every history; ``runner``: many seeds, and what is to be said of them
+``process``       a program that starts, stops, dies, loses power; its disk (``tests/faulty_vfs.py``) and its locks
+``agent``         the real manager with a handler that writes down what it does
+``backend``       the reference backend, and reverse proxies
+``workload``      what agents are told to do
+``faults``        what goes wrong, drawn from the seed before anything runs
+``oracles``       what must be true of every history
+``scenario``      a world from its first moment to its last
+``runner``        many seeds, and what is to be said of them
 ``mutants``       commsmgr with one mistake each, to see that the oracles notice
 ================  ===================================================================================================
 

@@ -177,14 +177,6 @@ MUTANTS = (
         ("accepted_is_delivered", "held_is_answered"),
     ),
     Mutant(
-        "no-bound",
-        "the bound on waiting events is not held",
-        "spool/outbox.py",
-        "        if events >= self._settings.max_events:\n",
-        "        if events >= 10 * self._settings.max_events:\n",
-        ("within_bounds",),
-    ),
-    Mutant(
         "duplicate-answered-anew",
         "a duplicate of a finished command is answered with its result and with another one",
         "intake.py",
