@@ -8,11 +8,13 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from twisted.logger import globalLogPublisher
 
 from commsmgr.errors import SpoolLocked
-from commsmgr.spool import Lane, ballast, files, schema
+from commsmgr.spool import Entry, Lane, Spool, ballast, files, schema, totals
+from commsmgr.spool.records import LEAP
 from tests.test_spool_tools import Tools
 
 # Has a database open as an agent has it, until its input ends.
@@ -38,12 +40,10 @@ class TotalsTests(Meddled):
     """The one row on which every transaction depends."""
 
     def test_start(self) -> None:
-        """A start with totals that cannot be right salvages: all that waited is there, and more is accepted."""
+        """A start without totals, or with what is no number, salvages: all that waited is there, and more is taken."""
         for statement in (
             "DELETE FROM counter",
             "UPDATE counter SET next_event = 'abc'",
-            "UPDATE counter SET events = -1",
-            "UPDATE counter SET next_state = 1 << 60",
             "UPDATE counter SET losses = 1.5",
         ):
             self.tamper(statement)
@@ -55,6 +55,83 @@ class TotalsTests(Meddled):
             (seq,) = self.put(spool, "new")
             self.wait(spool.outbox.forget([seq]))
             self.close(spool)
+
+    def test_counted_anew(self) -> None:
+        """Totals that are numbers and cannot be right are counted anew, with a line: nothing is set aside."""
+        for statement, lacking in (
+            ("UPDATE counter SET events = -1, dead_letters = 7", {"events", "dead_letters"}),
+            ("UPDATE counter SET commits = -5, open_commands = 1 << 60", {"commits", "open_commands"}),
+            ("UPDATE counter SET next_event = -1, next_state = 1 << 60", {"next_event", "next_state"}),
+        ):
+            right = self.totals()
+            said: list[Any] = []
+            globalLogPublisher.addObserver(said.append)
+            self.addCleanup(globalLogPublisher.removeObserver, said.append)
+            self.tamper(statement)
+            spool = self.open()
+            self.assertIsNone(self.wait(spool.open()).set_aside)
+            self.assertEqual(sum(event.get("event") == "spool.totals-counted" for event in said), 1)
+            self.assertEqual(self.handed_out(spool), ["e1", "e2", "e3"])
+            self.close(spool)
+            self.verified()
+            now = self.totals()
+            for name in lacking & {"next_event", "next_state"}:
+                # Where it stood before nobody knows: it is far beyond all that can have been used.
+                self.assertEqual(now[name], right.pop(name) + LEAP)
+            self.assertEqual({**right, "commits": 0}, {**{name: now[name] for name in right}, "commits": 0})
+
+    def totals(self) -> dict[str, int]:
+        with closing(sqlite3.connect(self.database)) as db:
+            return totals.found(db)
+
+    def test_too_low(self) -> None:
+        """Totals that are too low end at nothing: below that the next transaction that is undone would be damage."""
+        self.tamper("UPDATE counter SET events = 1, event_bytes = 1, states = 0, open_commands = 0")
+        spool = self.open()
+        self.handed_out(spool)
+        self.wait(spool.outbox.forget([entry.seq for entry in self.entries(spool)]))
+        self.assertEqual(spool.outbox.stats.events, 0)
+        (seq,) = self.put(spool, "new")
+        self.assertEqual(spool.outbox.stats.events, 1)
+        self.wait(spool.outbox.forget([seq]))
+        self.close(spool)
+        self.assertEqual([value for value in self.totals().values() if value < 0], [])
+        spool = self.open()
+        self.assertIsNone(self.wait(spool.open()).set_aside)
+        self.close(spool)
+
+    def entries(self, spool: Spool) -> list[Entry]:
+        reader = spool.outbox.reader(Lane.EVENT)
+        reader.rewind()
+        self.wait(spool.outbox.dead_letters(1))
+        return reader.take(100, 1 << 20)
+
+    def test_numbers_of_what_was_sent(self) -> None:
+        """Numbers of dead letters and of results that were sent are in use too."""
+        for statement, name in (
+            ("UPDATE dead_letter SET seq = 500 WHERE n = (SELECT max(n) FROM dead_letter)", "next_event"),
+            ("UPDATE command SET result_seq = 700 WHERE finished_at IS NOT NULL", "next_event"),
+            ("UPDATE dead_letter SET seq = (1 << 56) + 900 WHERE n = (SELECT min(n) FROM dead_letter)", "next_state"),
+        ):
+            self.tamper(statement)
+            self.close(self.open())
+            self.assertEqual(self.totals()[name] % 100, 1, statement)
+            self.verified()
+
+    def test_what_a_start_need_not_read(self) -> None:
+        """Dead letters that cannot be read are no reason not to start, or to set aside what can."""
+        self.tamper(
+            "WITH n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n LIMIT 50) INSERT INTO dead_letter"
+            " (seq, kind, id, key, accepted_at, died_at, reason, body)"
+            " SELECT n, 'note', 'letter-' || n, '', 1, 1, 'expired', zeroblob(1000) FROM n"
+        )
+        content = bytearray(self.database.read_bytes())
+        page = content.index(b"letter-45") // 4096 * 4096
+        content[page : page + 4096] = b"\xa5" * 4096
+        self.database.write_bytes(content)
+        spool = self.open()
+        self.assertIsNone(self.wait(spool.open()).set_aside)
+        self.close(spool)
 
     def test_tools(self) -> None:
         """verify names the damage, what would change the spool refuses, repair mends it."""

@@ -11,12 +11,30 @@ from typing import Any, Final
 TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 """The codes by which SQLite says that a database is damaged."""
 
+_TROUBLE: Final = frozenset(
+    (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_PERM,
+    )
+)
+
 _UNREADABLE: Final = frozenset((errno.EIO, errno.EUCLEAN, errno.EBADMSG))
 
 
 def code(error: sqlite3.Error) -> int:
     """Return the primary result code; sqlite3 leaves it out of errors of its own."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Say whether the disk is to blame, and not what was to be written."""
+    return isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and code(error) in _TROUBLE)
 
 
 def is_torn(error: BaseException) -> bool:

@@ -18,15 +18,16 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Final
 
+from msgspec import structs
 from twisted.logger import Logger
 
 from commsmgr import config
-from commsmgr.spool import ballast, files, layout
-from commsmgr.spool.books import Books, read_counter
+from commsmgr.spool import ballast, files, layout, totals
+from commsmgr.spool.books import Books, write_counter
 from commsmgr.spool.faults import is_torn, torn
 from commsmgr.spool.records import MAX_NUMBER, Lane, first_seq
 from commsmgr.spool.replacing import ENDINGS, Replacement, SetAside
-from commsmgr.spool.schema import MIGRATIONS, VERSION, NewerVersion, look, prepare
+from commsmgr.spool.schema import MIGRATIONS, NewerVersion, look, prepare
 
 _NUMBERED: Final = {"entry": "seq", "dead_letter": "seq", "command": "result_seq"}
 """Where the numbers of entries stand."""
@@ -42,6 +43,7 @@ class Opening:
 
     def __init__(self, path: str, settings: config.Spool, wall: Callable[[], float]) -> None:
         self._path = path
+        self._in_memory = path == ":memory:"
         self._settings = settings
         self._wall = wall
         self._synchronous = "NORMAL" if self._settings.durability == "normal" else "FULL"
@@ -78,7 +80,9 @@ class Opening:
                 doubtful.callback(_close, db)
                 try:
                     _read(db)
-                    books = self._books(db, self._synchronous, damaged=False)
+                    self._prepare(db, self._synchronous)
+                    self._correct(db)
+                    books = self._books(db, damaged=False)
                     self._catch_up(books)
                     doubtful.pop_all()
                     return books
@@ -107,14 +111,37 @@ class Opening:
                     name=name,
                 )
 
+    def _correct(self, db: sqlite3.Connection) -> None:
+        """Count anew totals that cannot be right though the rows are: they are no reason to set a spool aside."""
+        if (counter := totals.corrected(db)) is None:
+            return
+        self.log.warn(
+            "The totals of the spool {path} could not be right and were counted anew: {found} are now {totals}.",
+            event="spool.totals-counted",
+            path=self._path,
+            found=totals.found(db),
+            totals=structs.asdict(counter),
+        )
+        db.execute("BEGIN IMMEDIATE")
+        write_counter(db, counter)
+        db.execute("COMMIT")
+
     def _catch_up(self, books: Books) -> None:
-        """Have the next numbers greater than all that are in use: with a lesser one nothing could be accepted."""
+        """
+        Have the next numbers greater than all that are in use.
+
+        With a lesser one nothing could be accepted, or the result of a command, or a dead letter, be taken for another
+        message. But of finished commands and dead letters nothing need be readable for a start.
+        """
         db, counter = books.db, books.counter
-        behind = {
-            name: 1 + max(_last(db, lane, table) for table in _NUMBERED)
-            for name, lane in (("next_event", Lane.EVENT), ("next_state", Lane.STATE))
-            if _last(db, lane, "entry") >= getattr(counter, name)
-        }
+        behind: dict[str, int] = {}
+        for name, lane in (("next_event", Lane.EVENT), ("next_state", Lane.STATE)):
+            last = _last(db, lane, "entry")
+            for table in ("dead_letter", "command"):
+                with suppress(sqlite3.DatabaseError):
+                    last = max(last, _last(db, lane, table))
+            if last >= getattr(counter, name):
+                behind[name] = last + 1
         if not behind:
             return
         self.log.warn(
@@ -141,18 +168,23 @@ class Opening:
 
     def _make_durable(self) -> None:
         """What is read of the log will count as accepted, but a flush may have failed, now or in the life before."""
+        if self._in_memory:
+            return
         files.write_again(self._path + "-wal")
 
     def _connect(self, path: str, synchronous: str, *, damaged: bool = False) -> Books:
         db = sqlite3.connect(path, isolation_level=None, timeout=0)
         try:
-            return self._books(db, synchronous, damaged=damaged)
+            self._prepare(db, synchronous)
+            return self._books(db, damaged=damaged)
         except BaseException:
             _close(db)
             raise
 
-    def _books(self, db: sqlite3.Connection, synchronous: str, *, damaged: bool) -> Books:
-        prepare(db, synchronous=synchronous, in_memory=self._path == ":memory:")
+    def _prepare(self, db: sqlite3.Connection, synchronous: str) -> None:
+        prepare(db, synchronous=synchronous, in_memory=self._in_memory)
+
+    def _books(self, db: sqlite3.Connection, *, damaged: bool) -> Books:
         quarter = self._settings.max_bytes // 4
         return Books(
             db,
@@ -179,8 +211,7 @@ def _read(db: sqlite3.Connection) -> None:
     db.execute("SELECT id, digest, body FROM command WHERE finished_at IS NULL").fetchall()
     for lane in Lane:
         _last(db, lane, "entry")
-    if version == VERSION and read_counter(db) is None:
-        raise torn("the totals are damaged")
+    totals.found(db)
     db.text_factory = str
 
 

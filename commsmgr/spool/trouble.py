@@ -15,14 +15,14 @@ class Trouble:
     """
     Belongs to the writer. Damage stays until the spool is opened anew: a commit elsewhere in the file heals nothing.
 
-    :param directory: the spool's, for the advice.
+    :param directory: the spool's, for the advice; empty when it is in memory.
     :param wall: seconds since the epoch.
     :ivar text: empty when all is well.
     :ivar damaged: whether the database was found damaged.
     """
 
     def __init__(self, directory: str, wall: Callable[[], float]) -> None:
-        self._directory = directory
+        self._place = f"in {directory}" if directory else "in memory"
         self._wall = wall
         self._good_at = wall()
         self._logged_at = 0.0
@@ -33,7 +33,7 @@ class Trouble:
     def failed(self, reason: str) -> None:
         """The last batch was not done, or not all of it."""
         if not self.damaged:
-            self.text = f"the spool in {self._directory} has failed: {reason}; all was well at {shown(self._good_at)}"
+            self.text = f"the spool {self._place} has failed: {reason}; all was well at {shown(self._good_at)}"
 
     def found_damage(self, reason: str) -> bool:
         """Reading or writing fails because of what is in the file. Return whether that is news."""
@@ -41,7 +41,7 @@ class Trouble:
             return False
         self.damaged = True
         self.text = (
-            f"the spool's database in {self._directory} is damaged: {reason}; all was well at {shown(self._good_at)};"
+            f"the spool's database {self._place} is damaged: {reason}; all was well at {shown(self._good_at)};"
             " what is in the damaged part is not delivered; look at the disk, then restart the agent: it sets the"
             " database aside and takes over all that can be read"
         )

@@ -49,7 +49,7 @@ from commsmgr.spool import ballast, files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books, Counter
 from commsmgr.spool.executor import failure
-from commsmgr.spool.faults import code, is_full, is_torn, is_unreadable
+from commsmgr.spool.faults import code, is_full, is_torn, is_trouble, is_unreadable
 from commsmgr.spool.opening import Opening, disconnect
 from commsmgr.spool.presence import Presence
 from commsmgr.spool.replacing import SetAside
@@ -63,21 +63,12 @@ _NO_ROOM: Final = (
     f" what could wait is refused until {2 * ballast.SIZE >> 20} MiB of it are free"
 )
 
+_REPAIR: Final = (
+    "; where that is a part that cannot be read, and will not be again, commsmgr spool repair takes over what can be"
+)
+
 _ROW_BYTES: Final = 256
 _BATCH_BYTES: Final = 8 << 10
-
-_DISK_TROUBLE: Final = frozenset(
-    (
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_PERM,
-    )
-)
 
 
 class Work(Protocol):
@@ -166,7 +157,8 @@ class Writer:
                 raise SpoolLocked(f"the database in {self._directory} is in use by another program") from error
             if isinstance(error, OSError) and files.cannot_heal(error):
                 raise SpoolUnusable(f"the spool in {self._directory} cannot be used: {error}") from error
-            raise SpoolWriteFailed(f"the spool in {self._directory} cannot be opened: {error}") from error
+            fact = f"the spool in {self._directory} cannot be opened: {error}"
+            raise SpoolWriteFailed(fact + _REPAIR if is_unreadable(error) else fact) from error
         except BaseException:
             self.close()
             raise
@@ -188,7 +180,8 @@ class Writer:
             self._presence.closed()
 
     def _connect(self) -> Books:
-        self._presence.require()
+        if not self._in_memory:
+            self._presence.require()
         return self._opening.connect(damaged=self._trouble.damaged)
 
     # -- a batch
@@ -234,7 +227,7 @@ class Writer:
             elif is_unreadable(error) and self._books is not None:
                 self._unreadable = True
                 return self._one_by_one(jobs)
-            if len(jobs) == 1 or _is_trouble(error):
+            if len(jobs) == 1 or is_trouble(error):
                 return [failure(_typed(error))] * len(jobs)
         # One of the jobs cannot be done at all. Done one by one, it fails alone.
         return [self._run([job])[0] for job in jobs]
@@ -268,7 +261,7 @@ class Writer:
             self._transaction(jobs, results)
             return results
         except (sqlite3.Error, OSError) as error:
-            if self._in_memory or not _is_trouble(error):
+            if self._in_memory or not is_trouble(error):
                 raise
             if self._trouble.worth_a_line():
                 self.log.warn(
@@ -295,7 +288,7 @@ class Writer:
 
     def _may_come_back(self, error: Exception) -> bool:
         """Say whether what was written before ``error`` may be in the database all the same."""
-        if not _is_trouble(error) or is_full(error) or is_torn(error):
+        if not is_trouble(error) or is_full(error) or is_torn(error):
             return False
         return self._attempted is not None or not is_unreadable(error)
 
@@ -384,17 +377,12 @@ class Writer:
                 self.checkpoint()
 
 
-def _is_trouble(error: Exception) -> bool:
-    """Say whether the disk is to blame, and not what was to be written."""
-    return isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and code(error) in _DISK_TROUBLE)
-
-
 def _is_refused(result: Any) -> bool:
     """Say whether a job's result is that the disk did not let it be done."""
     return isinstance(result, Failure) and isinstance(result.value, SpoolWriteFailed)
 
 
 def _typed(error: Exception) -> SpoolError:
-    if _is_trouble(error):
+    if is_trouble(error):
         return SpoolWriteFailed(f"the spool cannot be read or written: {error}")
     return SpoolError(f"the spool cannot take this: {error}")

@@ -19,7 +19,8 @@ from msgspec import Struct, structs
 from commsmgr.spool import ballast, files, lossbook
 from commsmgr.spool.books import read_counter
 from commsmgr.spool.faults import is_torn
-from commsmgr.spool.records import MAX_NUMBER, Lane, command_checksum, entry_checksum, first_seq
+from commsmgr.spool.records import Lane, command_checksum, entry_checksum, first_seq
+from commsmgr.spool.totals import NEXT, TOTALS, recount
 from commsmgr.spooltool.access import needs_salvage
 from commsmgr.spooltool.rows import Row, is_whole
 from commsmgr.spooltool.snapshot import Snapshot, require, taken
@@ -29,24 +30,6 @@ MAX_FINDINGS: Final = 100
 
 _LOGS: Final = ("-wal", "-shm", "-journal")
 _STATES: Final = first_seq(Lane.STATE)
-
-# Of each total: how to take it from the rows. "commits" is no total, and numbers must only be beyond all others, save
-# those that are none.
-TOTALS: Final = {
-    "events": f"SELECT count(*) FROM entry WHERE seq < {_STATES}",
-    "event_bytes": f"SELECT coalesce(sum(length(body)), 0) FROM entry WHERE seq < {_STATES}",
-    "states": f"SELECT count(*) FROM entry WHERE seq >= {_STATES}",
-    "dead_letters": "SELECT count(*) FROM dead_letter",
-    "dead_bytes": "SELECT coalesce(sum(length(body)), 0) FROM dead_letter",
-    "open_commands": "SELECT count(*) FROM command WHERE finished_at IS NULL",
-    "remembered_bytes": "SELECT coalesce(sum(length(body)), 0) FROM remembered",
-}
-NEXT: Final = {
-    "next_event": f"SELECT 1 + coalesce(max(seq), 0) FROM (SELECT seq FROM entry UNION ALL SELECT seq FROM dead_letter"
-    f" UNION ALL SELECT result_seq FROM command) WHERE seq BETWEEN 1 AND {MAX_NUMBER}",
-    "next_state": f"SELECT 1 + coalesce(max(seq) - {_STATES}, 0) FROM (SELECT seq FROM entry UNION ALL"
-    f" SELECT seq FROM dead_letter) WHERE seq BETWEEN {_STATES + 1} AND {_STATES + MAX_NUMBER}",
-}
 
 
 def verify(directory: str) -> Iterator[Row]:
@@ -170,16 +153,6 @@ def wrong_totals(db: sqlite3.Connection, report: Row | None = None) -> Iterator[
         if wrong:
             text = f"the total {name} is {counter[name]}, and {value} would be right"
             yield _problem("total", text, total=name, right=value)
-
-
-def recount(db: sqlite3.Connection) -> dict[str, int]:
-    """Return the totals as the rows have them; the next numbers are the least that are possible."""
-    right = {name: int(db.execute(statement).fetchone()[0]) for name, statement in {**TOTALS, **NEXT}.items()}
-    losses = sum(1 if loss is None else loss.count for _, loss in lossbook.read(db))
-    for (body,) in db.execute("SELECT body FROM loss_receipt"):
-        told = lossbook.reported(body)
-        losses += 1 if told is None else sum(loss.count for loss in told)
-    return right | {"losses": losses}
 
 
 def _file_problems(directory: str) -> Iterator[Row]:

@@ -24,8 +24,9 @@ from commsmgr.spool.faults import is_torn, is_unreadable, one
 from commsmgr.spool.opening import Opening, disconnect
 from commsmgr.spool.records import Reason, command_checksum
 from commsmgr.spool.schema import NewerVersion
+from commsmgr.spool.totals import NEXT, recount
 from commsmgr.spooltool import access
-from commsmgr.spooltool.health import NEXT, damaged_rows, recount, set_aside, structure, wrong_totals
+from commsmgr.spooltool.health import damaged_rows, set_aside, structure, wrong_totals
 from commsmgr.spooltool.rows import Row
 
 
