@@ -290,6 +290,34 @@ class DamagedTests(Torn):
             whole = {name for name, pages in places.items() if max(pages) * PAGE <= length}
             self.assertEqual(lost & whole, set(), length)
 
+    def test_totals_lost(self) -> None:
+        """Where nothing says any more how many there were, that is said, and told to the backend as one at least."""
+        self.fill(50)
+        for length in (0, 50, PAGE, 2 * PAGE):
+            self.reset()
+            os.truncate(self.database, length)
+            opened, entries = self.start()
+            assert opened.salvaged is not None
+            self.assertEqual(entries, [], length)
+            self.assertTrue(opened.salvaged.uncounted, length)
+            self.assertGreater(opened.salvaged.lost, 0, length)
+            self.assertEqual(self.losses(), opened.salvaged.lost, length)
+            self.assertIn(f"at least {opened.salvaged.lost} unreadable", str(opened.salvaged), length)
+
+    def test_dropped_table(self) -> None:
+        """The totals are found wherever they are, and tell how many are missing."""
+        spool = self.spool()
+        self.open(spool)
+        for n in range(50):
+            self.put(spool, f"e{n}")
+        self.successResultOf(spool.close())
+        with closing(sqlite3.connect(self.database)) as db:
+            db.executescript("PRAGMA secure_delete = ON; DROP TABLE entry")
+        opened, entries = self.start()
+        assert opened.salvaged is not None
+        self.assertEqual((entries, opened.salvaged.lost, self.losses()), ([], 50, 50))
+        self.assertFalse(opened.salvaged.uncounted)
+
     def test_lost_result(self) -> None:
         """A result whose entry is damaged is put back from what is remembered for duplicates of its command."""
         self.fill()
@@ -577,6 +605,9 @@ class LogTests(Torn):
         self.assertEqual(self.missing(entries) - self.late(), set())
         self.assertEqual([command.id for command in opened.interrupted], ["running", "waiting"])
         self.assertEqual(opened.waiting, ())
+        # The totals are of before the log: how many it held nobody knows.
+        assert opened.salvaged is not None
+        self.assertEqual((opened.salvaged.lost, opened.salvaged.uncounted, self.losses()), (1, True, 1))
 
     def test_numbers_of_a_lost_log(self) -> None:
         """No number comes a second time, though nothing is left of the rows that had them, nor of the totals."""

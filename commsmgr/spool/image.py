@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing, suppress
 from typing import BinaryIO, Final
 from urllib.parse import quote
 
@@ -28,17 +29,27 @@ from commsmgr.spool.wal import PAGE_SIZE, around, part
 
 _CHUNK: Final = 1 << 20
 
+_COUNTING: Final = frozenset(("counter",))
+_MAIN: Final = _COUNTING | {"entry", "command"}
+
+# What a ruined page may make of a read; MemoryError and OverflowError by a length that is none.
+UNREADABLE: Final = (sqlite3.Error, MemoryError, OverflowError)
+
 
 class Image(Struct, frozen=True):
     """
     :ivar path: the file to read; nothing else belongs to it.
     :ivar log_lost: whether there was a log whose latest transactions cannot be had, so that rows may be out of date.
+    :ivar log_blank: whether nothing at all could be had of a log, so that the totals are of before it.
     :ivar map_lost: whether the database's beginning is lost, so that nothing tells which pages are in use.
+    :ivar totals: what the row of them may say, by column; the likelier one first.
     """
 
     path: str
     log_lost: bool
+    log_blank: bool
     map_lost: bool
+    totals: tuple[dict[str, object], ...]
 
 
 def make(path: str, scratch: str, first_page: bytes, *, use_log: bool) -> Image | None:
@@ -54,22 +65,26 @@ def make(path: str, scratch: str, first_page: bytes, *, use_log: bool) -> Image 
     size = size_of(path)
     log = size_of(path + "-wal") > wal.HEADER
     if size and beginning(path, around) is None and _has_schema(path) and not (log and use_log):
-        return Image(path, log, map_lost=False)
-    lost = False
+        return Image(path, log, log_blank=False, map_lost=False, totals=(_totals(path),))
+    lost = blank = False
     with open(scratch, "w+b", opener=_private) as copy:
         if size:
             _copy(path, copy)
         if log and use_log:
             with open(path + "-wal", "rb") as source:
-                lost = _fold_in(source, copy)
+                lost, blank = _fold_in(source, copy)
     found = beginning(scratch, part)
     if found in NOT_OURS:
         return None
+    totals: tuple[dict[str, object], ...] = ()
     if found is not None or not _has_schema(scratch):
+        if found is None and _has_schema(scratch, _COUNTING):  # another table is missing, and then roots have moved
+            totals = (_totals(scratch),)
         with open(scratch, "r+b") as copy:
             # So that SQLite goes by the file's size: the number of pages that stands in this page is another's.
             copy.write(first_page[:92] + bytes(4) + first_page[96:])
-    return Image(scratch, lost or (log and not use_log), map_lost=size < 2 * PAGE_SIZE)
+    totals += (_totals(scratch),)
+    return Image(scratch, lost or (log and not use_log), blank, map_lost=size < 2 * PAGE_SIZE, totals=totals)
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -89,19 +104,26 @@ def _text(raw: bytes) -> str | bytes:
         return raw
 
 
-def _has_schema(path: str) -> bool:
-    """Say whether the tables that are there are defined as they should be, the main ones among them."""
+def _has_schema(path: str, needed: frozenset[str] = _MAIN) -> bool:
+    """Say whether the tables that are there are defined as they should be, those that are ``needed`` among them."""
     db = connect(path)
     try:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         found, right = layout.of(db), layout.made_by(MIGRATIONS[:version])
-        return {"entry", "command", "counter"} <= found.keys() and all(
-            columns == found.get(name, columns) for name, columns in right.items()
-        )
+        return needed <= found.keys() and all(columns == found.get(name, columns) for name, columns in right.items())
     except (sqlite3.Error, UnicodeDecodeError):  # the latter where SQLite would quote what is no text
         return False
     finally:
         db.close()
+
+
+def _totals(path: str) -> dict[str, object]:
+    """Return the row of the totals as it is; empty when it cannot be read."""
+    with closing(connect(path)) as db, suppress(*UNREADABLE, UnicodeDecodeError):
+        found = db.execute("SELECT * FROM counter")
+        if (row := found.fetchone()) is not None:
+            return dict(zip((name for name, *_ in found.description), row, strict=True))
+    return {}
 
 
 def _private(path: str, flags: int) -> int:
@@ -116,8 +138,12 @@ def _copy(path: str, copy: BinaryIO) -> None:
     copy.flush()  # its size will be asked for
 
 
-def _fold_in(log: BinaryIO, copy: BinaryIO) -> bool:
-    """Write the log's transactions into ``copy``; return whether some are lost, or parts of them."""
+def _fold_in(log: BinaryIO, copy: BinaryIO) -> tuple[bool, bool]:
+    """
+    Write the log's transactions into ``copy``.
+
+    :return: whether some are lost, or parts of them; and whether all are, if there were any.
+    """
     found = wal.read(log, os.fstat(copy.fileno()).st_size, around)
     for number, position in found.latest.items():
         if 0 < number <= found.pages:
@@ -125,4 +151,5 @@ def _fold_in(log: BinaryIO, copy: BinaryIO) -> bool:
             copy.write(around(log, position, PAGE_SIZE))
     if found.pages:
         copy.truncate(found.pages * PAGE_SIZE)
-    return found.lost
+    room = os.fstat(log.fileno()).st_size >= wal.HEADER + wal.FRAME
+    return found.lost, room and not (found.whole or found.pages)

@@ -160,6 +160,7 @@ class Salvaged(Struct, frozen=True):
     :ivar commands: those without a result.
     :ivar finished: those with one.
     :ivar lost: messages and commands that could not be read, as far as they can be counted.
+    :ivar uncounted: whether there may have been more of them: nothing that could be read says how many there were.
     """
 
     events: int = 0
@@ -168,9 +169,13 @@ class Salvaged(Struct, frozen=True):
     finished: int = 0
     dead_letters: int = 0
     lost: int = 0
+    uncounted: bool = False
 
     def __str__(self) -> str:
-        return f"{self.events} events and {self.commands} commands recovered, {self.lost} unreadable"
+        lost = (
+            f"at least {self.lost} unreadable (how many is not known)" if self.uncounted else f"{self.lost} unreadable"
+        )
+        return f"{self.events} events and {self.commands} commands recovered, {lost}"
 
 
 class Opened(Struct, frozen=True):

@@ -17,8 +17,9 @@ What is taken over, and when:
   its number. It may have been delivered before, which is what ids are for.
 
 What is missing compared with the totals is counted as lost, for the reason ``damaged``. Without totals only what is
-seen can be counted. A result that was put back makes up for nothing that is missing, for nobody knows whether it was
-waiting: rather a loss too many is told than one too few.
+seen can be counted, and where something is known to be missing it counts as one; so it does where nothing is left of
+a log that the totals do not know. A result that was put back makes up for nothing that is missing, for nobody knows
+whether it was waiting: rather a loss too many is told than one too few.
 
 Numbers go on well ahead of all that are known: what was lost had some as well.
 
@@ -37,7 +38,7 @@ from typing import Any, Final
 from twisted.logger import Logger
 
 from commsmgr.spool.books import Books, Counter
-from commsmgr.spool.image import Image
+from commsmgr.spool.image import UNREADABLE, Image
 from commsmgr.spool.lossbook import reported
 from commsmgr.spool.records import (
     LEAP,
@@ -51,7 +52,7 @@ from commsmgr.spool.records import (
     first_seq,
     lane_of,
 )
-from commsmgr.spool.walk import UNREADABLE, Gaps, Table, Walk
+from commsmgr.spool.walk import Gaps, Table, Walk
 
 _BATCH_BYTES: Final = 1 << 20
 _BATCHES_PER_CHECKPOINT: Final = 8
@@ -93,6 +94,7 @@ class Salvage:
         self._keys: dict[str, tuple[int, int]] = {}
         self._bad: set[int] = set()
         self._finished = self._put_back = 0
+        self._uncounted = False
         self._written = self._batches = 0
         self._top = {Lane.EVENT: 0, Lane.STATE: 0}
 
@@ -106,7 +108,7 @@ class Salvage:
         with Walk(self._source) as walk:
             self._gaps = walk.gaps
             db.execute("BEGIN IMMEDIATE")
-            totals = self._totals(walk.db)
+            totals = self._totals()
             self._losses(walk.db, totals)
             for table, take in (
                 (_DEAD, self._dead_letter),
@@ -133,6 +135,7 @@ class Salvage:
             finished=self._finished,
             dead_letters=counter.dead_letters,
             lost=lost,
+            uncounted=self._uncounted,
         )
 
     # -- reading
@@ -147,14 +150,13 @@ class Salvage:
                 self._commit()
                 self._books.db.execute("BEGIN IMMEDIATE")
 
-    def _totals(self, source: sqlite3.Connection) -> Counter | None:
+    def _totals(self) -> Counter | None:
         """Return the totals, None when they cannot be had or cannot be right."""
-        with suppress(*UNREADABLE):
-            names = [name for _, name, *_ in source.execute("PRAGMA table_info (counter)")]
-            known = [name for name in Counter.__struct_fields__ if name in names]
-            row = source.execute(f"SELECT {', '.join(known)} FROM counter").fetchone()
-            if row is not None and all(isinstance(value, int) and 0 <= value < MAX_NUMBER for value in row):
-                totals = Counter(**(dict.fromkeys(Counter.__struct_fields__, 0) | dict(zip(known, row, strict=True))))
+        for found in self._source.totals:
+            known = [name for name in Counter.__struct_fields__ if name in found]
+            row = {name: value for name in known if isinstance(value := found[name], int) and 0 <= value < MAX_NUMBER}
+            if row and len(row) == len(known):
+                totals = Counter(**(dict.fromkeys(Counter.__struct_fields__, 0) | row))
                 if totals.events < totals.next_event and totals.states < totals.next_state:
                     return totals
         return None
@@ -306,12 +308,18 @@ class Salvage:
         lost = len(self._bad)
         for seq in sorted(self._bad):
             books.bury(seq, Reason.DAMAGED, self._now)
-        missing: dict[str, int] = {}
-        if totals is None and not self._source.map_lost:
-            missing = {"unknown": int(bool(self._gaps[_ENTRY.name])), "command": int(bool(self._gaps[_COMMAND.name]))}
-        elif totals is not None:
+        source = self._source
+        if totals is None:
+            some, commands = bool(self._gaps[_ENTRY.name]), bool(self._gaps[_COMMAND.name])
+            self._uncounted = some or commands or source.log_lost
             missing = {
-                "unknown": totals.events - found[""],
+                "unknown": int(some or source.log_lost),
+                "command": int(commands and not source.map_lost),
+            }
+        else:
+            self._uncounted = source.log_blank
+            missing = {
+                "unknown": max(totals.events - found[""], int(source.log_blank)),
                 "state": totals.states - found["state"],
                 "command": totals.open_commands - found["command"],
             }

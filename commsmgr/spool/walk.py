@@ -19,14 +19,11 @@ from typing import Any, Final
 from msgspec import Struct
 
 from commsmgr.spool import image
-from commsmgr.spool.image import Image
+from commsmgr.spool.image import UNREADABLE, Image
 from commsmgr.spool.pages import Pages
 from commsmgr.spool.wal import PAGE_SIZE
 
 _TOP: Final = 1 << 62
-
-# What a ruined page may make of a read; MemoryError and OverflowError by a length that is none.
-UNREADABLE: Final = (sqlite3.Error, MemoryError, OverflowError)
 
 
 class Table(Struct, frozen=True):
