@@ -15,7 +15,7 @@ from typing import Any
 from twisted.internet import reactor, threads
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.task import Clock, deferLater
-from twisted.logger import globalLogPublisher
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from commsmgr import config
@@ -383,6 +383,22 @@ class FailingDiskTests(OnDisk):
             await spool.outbox.forget([seq])
         await self.in_writer(spool, spool._store._writer.checkpoint)
         self.assertLess(self.database.stat().st_size, size // 2)
+
+    async def test_checkpoints_that_fail(self) -> None:
+        """On a full disk one is tried with each batch, and is not a line each time."""
+        spool = self.spool()
+        await spool.open()
+        writer = spool._store._writer
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        books = writer._books
+        assert books is not None
+        for _ in range(20):
+            # A statement of its own that is under way keeps a checkpoint from being made.
+            await self.in_writer(spool, lambda: (books.db.execute("BEGIN IMMEDIATE"), writer.checkpoint()))
+            await self.in_writer(spool, lambda: books.db.execute("ROLLBACK"))
+        self.assertEqual([event.get("event") for event in events], ["spool.checkpoint-failed"])
 
     async def test_failed_commit(self) -> None:
         """When COMMIT fails the batch is tried again on a fresh connection, and is in once."""

@@ -356,9 +356,10 @@ class Writer:
             try:
                 self._books.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             except sqlite3.Error as error:
-                self.log.warn(
-                    "The spool's checkpoint failed: {reason}", event="spool.checkpoint-failed", reason=str(error)
-                )
+                if self._trouble.worth_a_line():  # on a full disk it is tried with each batch
+                    self.log.warn(
+                        "The spool's checkpoint failed: {reason}", event="spool.checkpoint-failed", reason=str(error)
+                    )
 
     def _make_room(self) -> None:
         if self._ballast is not None:
