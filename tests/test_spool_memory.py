@@ -17,6 +17,7 @@ from commsmgr import config
 from commsmgr.errors import AlreadyCompleted, InvalidMessage, NotRunning, QueueFull, SpoolError
 from commsmgr.spool import RESULT_KIND, Accepted, Duplicate, Lane, Opened, Spool
 from commsmgr.spool import books as books_module
+from commsmgr.spool import inbox as inbox_module
 from commsmgr.spool import reader as reader_module
 from commsmgr.spool.executor import InlineExecutor
 
@@ -592,6 +593,26 @@ class InboxTests(SynchronousTestCase):
         self.assertIsInstance(self.accept("sent"), Accepted)
         self.assertEqual(self.accept("waiting"), Duplicate(waiting, True, "success", "r2"))
         self.assertEqual(self.accept("unfinished"), Duplicate(unfinished, False))
+
+    def test_finished_commands_are_bounded(self) -> None:
+        """Those finished first are forgotten beyond the bound, in slices, but not while their results wait."""
+        self.patch(inbox_module, "MAX_FINISHED", 3)
+        self.patch(inbox_module, "SLICE", 2)
+        seqs = []
+        for n in range(9):
+            seqs.append(self.complete(self.key(f"c{n}"), f"c{n}", f"r{n}"))
+            self.world.clock.advance(1)
+        unfinished = self.key("unfinished")
+        self.assertEqual(self.world.get(self.inbox.forget_finished()), 0)
+        self.world.get(self.world.outbox.forget(seqs[1:]))
+        self.assertEqual(self.world.get(self.inbox.forget_finished()), 6)
+        self.assertEqual(self.world.get(self.inbox.forget_finished()), 0)
+        known = [self.world.get(self.inbox.known(f"c{n}", "d")) is not None for n in range(9)]
+        self.assertEqual(known, [True] + [False] * 6 + [True] * 2)
+        self.assertEqual(self.accept("unfinished"), Duplicate(unfinished, False))
+        books = self.world.spool._store._writer._books
+        assert books is not None
+        self.assertEqual(books.counter.remembered_bytes, 3 * len(b"done"))
 
 
 class Model(RuleBasedStateMachine):

@@ -23,8 +23,9 @@ put again takes room in the outbox as any other: while there is none the duplica
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -43,6 +44,9 @@ from commsmgr.spool.records import (
 )
 from commsmgr.spool.store import Job, Store
 from commsmgr.spool.writer import Outcome
+
+MAX_FINISHED: Final = 1_000_000
+"""Finished commands that are remembered, at some 200 to 350 bytes each; to count so many takes 50 ms."""
 
 
 class Inbox:
@@ -110,7 +114,8 @@ class Inbox:
 
     def forget_finished(self) -> Deferred[int]:
         """
-        Forget commands that were finished longer ago than ``spool.remember_commands``, in slices.
+        Forget commands that were finished longer ago than ``spool.remember_commands``, in slices, and of the others
+        those that were finished first, beyond :data:`MAX_FINISHED` of them.
 
         One whose result still waits in the outbox is kept: the backend has every reason to send it again.
 
@@ -121,9 +126,17 @@ class Inbox:
     async def _forget_finished(self) -> int:
         total, more = 0, True
         while more:
-            count: int = await self._store.submit(_ForgetFinished(self._wall() - self._settings.remember_commands))
+            before = self._wall() - self._settings.remember_commands
+            count: int = await self._store.submit(_ForgetFinished(before, SLICE))
             total += count
             more = count == SLICE
+        surplus: int = await self._store.submit(_CountFinished()) - MAX_FINISHED
+        while surplus > 0:
+            count = await self._store.submit(_ForgetFinished(math.inf, min(surplus, SLICE)))
+            if not count:
+                break  # the results of all the others wait, of which spool.max_events is the bound
+            total += count
+            surplus -= count
         return total
 
     def unfinished(self) -> Deferred[list[tuple[StoredCommand, bool]]]:
@@ -330,19 +343,27 @@ def _forget_result(books: Books, key: int) -> None:
         books.counter.remembered_bytes -= row[0] or 0  # a damaged one may be NULL
 
 
-class _ForgetFinished(Job):
-    __slots__ = ("before",)
+class _CountFinished(Job):
     essential = True
 
-    def __init__(self, before: float) -> None:
+    def work(self, books: Books) -> int:
+        (count,) = books.db.execute("SELECT count(*) FROM command WHERE finished_at IS NOT NULL").fetchone()
+        return int(count)
+
+
+class _ForgetFinished(Job):
+    __slots__ = ("before", "limit")
+    essential = True
+
+    def __init__(self, before: float, limit: int) -> None:
         super().__init__()
-        self.before = before
+        self.before, self.limit = before, limit
 
     def work(self, books: Books) -> int:
         rows = books.db.execute(
             "SELECT key FROM command WHERE finished_at <= ?"
             " AND NOT EXISTS (SELECT 1 FROM entry WHERE seq = result_seq) ORDER BY finished_at LIMIT ?",
-            (self.before, SLICE),
+            (self.before, self.limit),
         ).fetchall()
         for (key,) in rows:
             _forget_result(books, key)
