@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from commsmgr.errors import NotRunning, SpoolError, SpoolLocked, SpoolWriteFaile
 from commsmgr.spool import Lane, Spool, files
 from commsmgr.spool.executor import InlineExecutor
 from commsmgr.spool.inbox import _Unfinished
+from commsmgr.spool.presence import Presence
+from commsmgr.spool.trouble import Trouble
 from commsmgr.spool.writer import Writer
 from commsmgr.waiters import Overrun, bounded
 from tests.faulty_vfs import Disk, FaultyVFS, Operation
@@ -43,6 +46,15 @@ class Hanging(InlineExecutor):
         self.hangs = False
         while self._held:
             self._held.pop(0)()
+
+
+def failing(number: int) -> Callable[[str], None]:
+    """Return what fails as a system call does."""
+
+    def fail(_: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 class OnClock(SynchronousTestCase):
@@ -184,6 +196,30 @@ class UnreadableTests(OnClock):
         self.done(self.put(spool, "after"))
         self.successResultOf(receipt)
 
+    def test_start(self) -> None:
+        """A start that meets it waits, sets nothing aside, and says what else can be done; so it is with EIO."""
+        spool = self.filled()
+        self.disk.hook = None
+        self.done(spool.close())
+        self.unreadable(0, 4096)
+        self.refused(spool, "disk I/O error; where that is a part that cannot be read", "commsmgr spool repair")
+        self.disk.hook = None
+        for number, said in ((errno.EIO, "commsmgr spool repair"), (errno.ENOSPC, os.strerror(errno.ENOSPC))):
+            broken = self.patch(files, "damage", failing(number))
+            self.refused(spool, os.strerror(number), said)
+            broken.restore()
+        self.assertNotIn("repair", spool.trouble)
+        self.assertIsNone(self.done(spool.open()).set_aside)
+
+    def refused(self, spool: Spool, *said: str) -> None:
+        """Fail to open it, for reasons that are said."""
+        opened = spool.open()
+        self.pass_time()
+        fact = self.failureResultOf(opened, SpoolWriteFailed).value.fact
+        self.assertEqual(fact, spool.trouble)
+        for each in said:
+            self.assertIn(each, fact)
+
     def spool_reopens(self, spool: Spool) -> Deferred[None]:
         """Have the writer lose its connection, as after a commit that has failed."""
         return spool._store._executor(spool._store._writer._disconnect)
@@ -308,3 +344,24 @@ class MistakeTests(OnClock):
     def test_in_what_follows(self) -> None:
         """That is for others: who has asked gets the answer."""
         self.successResultOf(self.one_fails(self.opened.losses, "after_batch"))
+
+
+class MemoryTests(OnClock):
+    """A spool without files."""
+
+    def test_no_file(self) -> None:
+        """None is touched, whatever it is called, and trouble says where the spool is."""
+        touched: list[str] = []
+        self.patch(files, "write_again", touched.append)
+        self.patch(Presence, "require", lambda presence: touched.append("stat"))
+        settings = config.Spool(durability="memory")
+        spool = Spool(settings, reactor=self.clock, wall=self.clock.seconds)
+        self.done(spool.open())
+        self.done(self.put(spool, "a"))
+        self.done(spool._store._executor(spool._store._writer._disconnect))
+        self.done(self.put(spool, "b"))
+        self.assertEqual(touched, [])
+        self.done(spool.close())
+        trouble = Trouble("", self.clock.seconds)
+        trouble.failed("no memory")
+        self.assertIn("the spool in memory has failed: no memory", trouble.text)
