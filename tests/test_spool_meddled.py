@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 from twisted.logger import globalLogPublisher
 
-from commsmgr.errors import SpoolLocked
+from commsmgr.errors import SpoolLocked, SpoolUnusable
 from commsmgr.spool import Entry, Lane, Spool, ballast, files, schema, totals
 from commsmgr.spool.records import LEAP
 from tests.test_spool_tools import Tools
@@ -239,7 +240,9 @@ class NamesTests(Meddled):
         observer = lambda event: said.append(event["path"]) if event.get("event") == "spool.name-cleared" else None  # noqa: E731
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        beside = [f"{files.DATABASE}{ending}" for ending in (".building", ".image", ".plan", ".plan.new")]
+        endings = (".building", ".image", ".plan", ".plan.new", "-journal", "-shm")
+        endings += (".building-wal", ".building-shm", ".image-wal", ".image-journal")
+        beside = [f"{files.DATABASE}{ending}" for ending in endings]
         for name in (files.MARK, ballast.NAME, *beside):
             path = self.directory / name
             path.unlink(missing_ok=True)
@@ -255,6 +258,49 @@ class NamesTests(Meddled):
             self.assertEqual(said, [str(path)])
             self.assertEqual(len(list(self.directory.glob(f"{name}.*.no-file/*"))), 1)
             said.clear()
+
+    def test_links(self) -> None:
+        """A link in the place of a file is refused by all, for SQLite would keep the log where the file is."""
+        for name in (files.DATABASE, f"{files.DATABASE}-wal", files.LOCK):
+            for target in (self.directory.parent / f"elsewhere-{name}", Path("/nonexistent/file")):
+                path = self.directory / name
+                path.touch()
+                if target.parent.exists():
+                    path.rename(target)
+                else:
+                    path.unlink()
+                path.symlink_to(target)
+                self.refused_by_all(path, f"{path} is a symbolic link to {target}", looking=name != files.LOCK)
+                self.assertEqual(target.exists(), target.parent.exists())
+                path.unlink()
+                if target.exists():
+                    target.rename(path)
+            shutil.rmtree(self.directory)
+            self.fill()
+        moved = self.directory.parent / "moved"
+        self.directory.rename(moved)
+        self.directory.symlink_to(moved)
+        self.verified()
+        spool = self.open()
+        self.assertEqual(self.handed_out(spool), ["e1", "e2", "e3"])
+        self.close(spool)
+
+    def test_pipes(self) -> None:
+        """What would be waited for without end is refused at once."""
+        for name in (files.DATABASE, f"{files.DATABASE}-wal", files.LOCK):
+            path = self.directory / name
+            path.unlink(missing_ok=True)
+            os.mkfifo(path)
+            self.refused_by_all(path, f"{path} is not a file", looking=name != files.LOCK)
+            shutil.rmtree(self.directory)
+            self.fill()
+
+    def refused_by_all(self, path: Path, sentence: str, *, looking: bool) -> None:
+        with self.assertRaises(SpoolUnusable) as refused:
+            self.open()
+        self.assertIn(sentence, str(refused.exception))
+        for arguments in (["drop", "--all", "events", "--yes"], ["repair"], *[["ls"], ["verify"]][: 2 * looking]):
+            self.assertIn(sentence, self.run_tool(*arguments, status=1)[1], arguments)
 
     def test_lock_file_that_was_removed(self) -> None:
         """Who finds the lock free, but not the database, is refused for good, and touches nothing: agents and tools."""

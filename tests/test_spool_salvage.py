@@ -572,6 +572,19 @@ class LogTests(Torn):
             assert opened.salvaged is not None
             self.assertGreaterEqual(opened.salvaged.lost, len(self.missing(entries)), hole)
 
+    def test_hole_behind(self) -> None:
+        """A log that somebody has made large without writing to it is nothing to be filled, nor any damage."""
+        self.fill(40)
+        self.crash(10)
+        os.truncate(self.log, 1 << 26)
+        content = self.log.read_bytes()
+        files.write_again(str(self.log))
+        self.assertEqual(self.log.read_bytes(), content)
+        self.assertLess(self.log.stat().st_blocks * 512, 1 << 23)
+        opened, entries = self.start()
+        self.assertIsNone(opened.set_aside)
+        self.assertEqual(self.missing(entries), set())
+
     def test_page_that_is_none(self) -> None:
         """A frame of page 0 is none, whatever its checksum."""
         self.fill()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from contextlib import suppress
 from time import gmtime, strftime
 
@@ -37,7 +38,10 @@ NOT_OURS = ("foreign", "newer")
 _SQLITE_LOCK = 510, 0x40000002
 """The number of bytes, and the first of them, that SQLite locks in a database that it reads or writes."""
 
-_BESIDE = ("-wal", "-shm", "-journal")
+_LONGEST_REASON = 1000
+BESIDE = ("-wal", "-shm", "-journal")
+"""Ends the names of what SQLite keeps beside a database."""
+
 _MAGIC = b"SQLite format 3\0"
 _OURS = APPLICATION_ID.to_bytes(4, "big")
 _CANNOT_HEAL = frozenset(
@@ -58,8 +62,10 @@ def lock(directory: str) -> int:
     The file says which process has it, for whoever is refused; what is left in it afterwards means nothing.
 
     :raise SpoolLocked: somebody has it, in this process or another.
+    :raise SpoolUnusable: something else has its name.
     """
     path = os.path.join(directory, LOCK)
+    _require_file(path)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,6 +80,35 @@ def lock(directory: str) -> int:
     with suppress(OSError):  # a full disk must not keep anybody out
         os.pwrite(descriptor, f"{os.getpid():<20}\n".encode(), 0)
     return descriptor
+
+
+def require_files(path: str) -> None:
+    """
+    See that the database at ``path`` and its log are files, or not there. Opening what is none may block for ever.
+
+    :raise SpoolUnusable: one is something else. A link to a file is not followed: SQLite keeps the log beside the file
+        that it leads to, where nobody else would look for it.
+    """
+    for ending in ("", "-wal"):
+        _require_file(path + ending)
+
+
+def _require_file(path: str) -> None:
+    if os.path.islink(path):
+        raise SpoolUnusable(
+            f"{path} is a symbolic link to {os.readlink(path)}, and has to be a file: set spool.path to the directory"
+            " that holds the file itself"
+        )
+    if not _is_free(path):
+        raise SpoolUnusable(f"{path} is not a file")
+
+
+def _is_free(path: str) -> bool:
+    """Say whether there is a file at ``path``, or nothing."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def require_unused(path: str) -> None:
@@ -104,15 +139,13 @@ def damage(path: str) -> str | None:
 
     :return: in one word what is wrong with it, or None when it may be opened: it is not there at all, or it is ours; or
         it is marked as damaged (see :func:`mark`) and the disk cannot read it.
-    :raise SpoolUnusable: it is no file, or somebody else's.
+    :raise SpoolUnusable: it is somebody else's.
     :raise SpoolWriteFailed: the file system is read-only.
     :raise OSError: the disk cannot read it.
     """
     log = size_of(path + "-wal")
     if not os.path.lexists(path):
         return "missing" if log else None
-    if not os.path.isfile(path):
-        raise SpoolUnusable(f"{path} is not a file")
     if not os.access(path, os.R_OK | os.W_OK):
         # SQLite would report this as an I/O error at a lock.
         if os.statvfs(path).f_flag & os.ST_RDONLY:
@@ -195,6 +228,16 @@ def is_marked(directory: str) -> bool:
     return os.path.lexists(os.path.join(directory, MARK))
 
 
+def reason_of_mark(directory: str) -> str:
+    """Return what :func:`mark` was given; empty when that had no room, or cannot be read."""
+    path = os.path.join(directory, MARK)
+    with suppress(OSError):
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                return file.read(_LONGEST_REASON).decode("utf-8", "replace").strip()
+    return ""
+
+
 def unmark(directory: str) -> None:
     """The database that was damaged is not the one that will be opened any more."""
     remove(os.path.join(directory, MARK))
@@ -234,7 +277,7 @@ def free_name(path: str, reason: str, now: float) -> str:
 
 def is_any(path: str) -> bool:
     """Say whether there is a database at ``path``, or a log of one."""
-    return any(os.path.lexists(path + ending) for ending in ("", *_BESIDE))
+    return any(os.path.lexists(path + ending) for ending in ("", *BESIDE))
 
 
 def move(path: str, name: str) -> None:
@@ -243,7 +286,7 @@ def move(path: str, name: str) -> None:
 
     The logs keep their own endings, so that SQLite finds them.
     """
-    for ending in ("", *_BESIDE):
+    for ending in ("", *BESIDE):
         if os.path.lexists(path + ending):
             os.rename(path + ending, name + ending)
     sync_directory(os.path.dirname(path))
@@ -255,7 +298,7 @@ def clear(path: str, now: float) -> str | None:
 
     :return: its new name, or None when nothing had to be done.
     """
-    if not os.path.lexists(path) or os.path.isfile(path):
+    if _is_free(path):
         return None
     name = free_name(path, "no-file", now)
     os.rename(path, name)
@@ -265,7 +308,7 @@ def clear(path: str, now: float) -> str | None:
 
 def remove(path: str) -> None:
     """Remove the database at ``path`` and its logs, or whatever there is of them."""
-    for ending in ("", *_BESIDE):
+    for ending in ("", *BESIDE):
         with suppress(FileNotFoundError):
             os.unlink(path + ending)
 
@@ -292,7 +335,8 @@ def write_again(path: str) -> None:
     try:
         start = 0
         while part := os.pread(descriptor, 1 << 20, start):
-            start += os.pwrite(descriptor, part, start)
+            # What is all zeros may be a hole, of gigabytes, and is nobody's page.
+            start += os.pwrite(descriptor, part, start) if part != bytes(len(part)) else len(part)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

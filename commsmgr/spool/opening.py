@@ -65,6 +65,7 @@ class Opening:
         return books, aside
 
     def _open(self) -> Books:
+        files.require_files(self._path)
         files.require_unused(self._path)
         self._clear()
         self._aside = self._replacement.resume() or self._aside
@@ -101,8 +102,10 @@ class Opening:
 
     def _clear(self) -> None:
         """Where we keep a file there may be somebody's directory: nothing of the spool, and no reason not to start."""
-        beside = os.path.join(os.path.dirname(self._path), "")
-        for path in (beside + files.MARK, beside + ballast.NAME, *(self._path + ending for ending in ENDINGS)):
+        directory = os.path.dirname(self._path)
+        others = (os.path.join(directory, name) for name in (files.MARK, ballast.NAME))
+        databases = [self._path + ending for ending in ("", *ENDINGS)]
+        for path in (*others, *(each + ending for each in databases for ending in ("", *files.BESIDE))):
             if (name := files.clear(path, self._wall())) is not None:
                 self.log.warn(
                     "{path} was no file, and is now called {name}: this name is for a file of the spool.",

@@ -74,7 +74,7 @@ class Unusable(SpoolError):
 def require(directory: str) -> None:
     """
     :raise Absent: nothing in ``directory`` is a spool's database or its log.
-    :raise SpoolError: it is no directory.
+    :raise SpoolError: it is no directory, or what is in it is no file.
     :raise OSError: this user may not look into it.
     """
     if os.path.exists(directory):
@@ -85,6 +85,7 @@ def require(directory: str) -> None:
     path = os.path.join(directory, files.DATABASE)
     if not any(os.path.lexists(path + ending) for ending in ("", "-wal", PLAN)):
         raise Absent(f"there is no {files.DATABASE} in {directory}")
+    files.require_files(path)
 
 
 def copy(directory: str, target: str) -> str:
