@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Awaitable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry
 from twisted.application.service import Application, IService, IServiceCollection, MultiService
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
@@ -355,6 +356,19 @@ class Wiring(WorldTestCase):
         # What was handed out is of its moment.
         queue.dropped.clear()
         self.assertEqual(manager.status().queue.dropped, {"expired": 1})
+
+    async def test_housekeeping_that_fails(self) -> None:
+        """A chore that cannot be done does not keep the other from being done, and is told of."""
+        manager = self.manager(quick(NOWHERE, self.directory))
+        manager.startService()
+        await manager.send_result(Result(command_id="elsewhere"))
+        run = manager._run
+        assert run is not None
+        forgotten: list[int] = []
+        self.patch(run.spool.outbox, "expire", lambda: fail(SpoolWriteFailed("no")))
+        self.patch(run.spool.inbox, "forget_finished", lambda: succeed(forgotten.append(1)))
+        await self.assertFailure(Deferred.fromCoroutine(run._keep_house()), SpoolWriteFailed)
+        self.assertEqual(forgotten, [1])
 
     async def test_status_page(self) -> None:
         """The page is there while the manager runs, and shows the same as status()."""
@@ -803,11 +817,23 @@ class Commands(WorldTestCase):
         self.assertEqual(self.logged("command.interrupted"), [])
         return backend, manager, command
 
+    def _attempts(self) -> list[str]:
+        """Note from now on of which command a result was to be stored."""
+        report, noted = reporting.Reporting.report, list[str]()
+
+        def noting(self: reporting.Reporting, result: Result, **options: float) -> Awaitable[str]:
+            noted.append(result.command_id)
+            return report(self, result, **options)
+
+        self.patch(reporting.Reporting, "report", noting)
+        return noted
+
     async def test_interrupted_at_a_full_outbox(self) -> None:
         """Its result waits and is stored as soon as there is room, without another start."""
         backend, manager, command = await self._interrupted_at_a_full_outbox()
+        attempts = self._attempts()
         manager.startService()
-        await until(lambda: len(self.logged("command.result-waits")) > 2)
+        await until(lambda: len(attempts) > 2)
         self.assertEqual((manager.status().queue.events, manager.status().queue.open_commands), (3, 1))
         backend.faults.clear()
         self.assertEqual((await backend.when_result(command)).status, "interrupted")
@@ -885,7 +911,8 @@ class Commands(WorldTestCase):
         for _ in range(3):
             await manager.send_result(Result(command_id="elsewhere"))
         runs.release()
-        await until(lambda: len(self.logged("command.result-waits")) > 2)
+        attempts = self._attempts()
+        await until(lambda: len(attempts) > 2)
         backend.faults.clear()
         self.assertEqual((await backend.when_result(command)).status, "success")
         await until(lambda: manager.status().queue.events == manager.status().queue.open_commands == 0)

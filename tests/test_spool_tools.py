@@ -1062,11 +1062,15 @@ class Mending(Tools):
         files.mark(str(self.directory), "database disk image is malformed")
         (problem,), _ = self.verified(status=1)
         self.assertEqual((problem["problem"], problem["reason"]), ("file", "damaged"))
+        self.assertIn("found damaged (database disk image is malformed)", problem["text"])
         self.assertIn("cannot be used (damaged)", self.refused("drop", "e1", "--yes"))
+        (self.directory / files.MARK).write_bytes(b"")  # as on a full disk
+        self.assertIn("found damaged (nobody could write down how)", self.verified(status=1)[0][0]["text"])
         self.assertEqual([row["done"] for row in self.rows("repair")], ["set_aside", "repaired"])
         self.verified()
         Path(f"{self.database}.plan").write_bytes(b"")  # as when a start was interrupted that mended it
-        self.assertEqual([each["problem"] for each in self.verified(status=1)[0]], ["file"])
+        (problem,), _ = self.verified(status=1)
+        self.assertIn("was interrupted: the next start, or repair, ends it", problem["text"])
         self.assertIn("cannot be used (damaged)", self.refused("drop", "e1", "--yes"))
 
     def test_interrupted_salvage(self) -> None:

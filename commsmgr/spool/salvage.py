@@ -91,7 +91,7 @@ class Salvage:
         self._books = books
         self._now = now
         self._gaps: Mapping[str, Gaps] = {}
-        self._keys: dict[str, tuple[int, int]] = {}
+        self._keys: dict[str, int] = {}
         self._bad: set[int] = set()
         self._finished = self._put_back = 0
         self._uncounted = False
@@ -174,12 +174,12 @@ class Salvage:
             crc, body = 0, body if isinstance(body, bytes) else b""
             self._bad.add(seq)
         if key:
-            older, size = self._keys.get(key, (0, 0))
+            older = self._keys.get(key, 0)
             if older > seq:
                 return 0
             if older:
                 self._books.delete([older])
-            self._keys[key] = seq, size
+            self._keys[key] = seq
         self._books.db.execute(
             _insert(_ENTRY),
             (seq, kind, name, key, accepted_at, expires_at, crc, body),

@@ -105,9 +105,13 @@ def _change(settings: config.Spool, work: Callable[[Books], T]) -> T:
 
 
 def needs_salvage(directory: str) -> bool:
-    """Say whether an agent met damage while it ran, or its start was interrupted when it was mending some."""
-    plan = os.path.join(directory, files.DATABASE + PLAN)
-    return files.is_marked(directory) or os.path.lexists(plan)
+    """Say whether the database was found damaged, or its replacement was interrupted."""
+    return files.is_marked(directory) or is_half_replaced(directory)
+
+
+def is_half_replaced(directory: str) -> bool:
+    """Say whether putting another database in the place of one that could not be used was interrupted."""
+    return os.path.lexists(os.path.join(directory, files.DATABASE + PLAN))
 
 
 def transaction(books: Books, work: Callable[[Books], T]) -> T:

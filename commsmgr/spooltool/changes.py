@@ -16,13 +16,12 @@ from commsmgr.errors import QueueFull, SpoolError
 from commsmgr.spool.books import SLICE, Books
 from commsmgr.spool.faults import one
 from commsmgr.spool.records import Lane, Reason, first_seq
-from commsmgr.spooltool.rows import Row, Table, number
+from commsmgr.spooltool.rows import NAMED, Row, Table, meanings
 
 Work: TypeAlias = Callable[[Books], list[Row]]
 """For :func:`.access.change`; returns a row for each that was named, or one for all."""
 
 _STATES: Final = first_seq(Lane.STATE)
-_NAMED: Final = "(id = ?1 OR (seq = ?2 AND seq < ?3) OR (key = ?1 AND key <> ''))"
 _CLASS: Final = "substr(reason, 1, instr(reason || ':', ':') - 1)"
 # Dead letters have no checksum: damage may show in the types.
 _WHOLE: Final = (
@@ -88,7 +87,7 @@ def requeue_all(reason: str | None, limit: int | None, settings: config.Spool, n
 
 def _letters(books: Books, name: str) -> Iterator[int]:
     found = books.db.execute(
-        f"SELECT n, key, {_WHOLE} FROM dead_letter WHERE {_NAMED} ORDER BY n", (name, number(name), _STATES)
+        f"SELECT n, key, {_WHOLE} FROM dead_letter WHERE {NAMED} ORDER BY n", meanings(name)
     ).fetchall()
     if not found:
         raise NotFound(f"no dead letter is called {name}")
@@ -186,9 +185,9 @@ def _oldest(db: sqlite3.Connection, table: Table, count: int) -> list[int]:
 
 
 def _found(books: Books, name: str) -> tuple[list[int], list[int]]:
-    values = name, number(name), _STATES
-    waiting = _column(books.db, f"SELECT seq FROM entry WHERE {_NAMED}", *values)
-    letters = _column(books.db, f"SELECT n FROM dead_letter WHERE {_NAMED}", *values)
+    values = meanings(name)
+    waiting = _column(books.db, f"SELECT seq FROM entry WHERE {NAMED}", *values)
+    letters = _column(books.db, f"SELECT n FROM dead_letter WHERE {NAMED}", *values)
     if not waiting and not letters:
         if _column(books.db, "SELECT key FROM command WHERE id = ? LIMIT 1", name):
             raise Refused(f"{name} is a command: were it forgotten it might be run twice")

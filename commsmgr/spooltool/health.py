@@ -21,7 +21,7 @@ from commsmgr.spool.books import read_counter
 from commsmgr.spool.faults import is_torn
 from commsmgr.spool.records import Lane, command_checksum, entry_checksum, first_seq
 from commsmgr.spool.totals import NEXT, TOTALS, recount
-from commsmgr.spooltool.access import needs_salvage
+from commsmgr.spooltool.access import is_half_replaced
 from commsmgr.spooltool.rows import Row, is_whole
 from commsmgr.spooltool.snapshot import Snapshot, require, taken
 
@@ -168,8 +168,14 @@ def _file_problems(directory: str) -> Iterator[Row]:
             yield _problem("permissions", text, file=name)
         if status.st_mode & 0o077:
             yield _problem("permissions", f"{name} is open to others than its owner: chmod 600 it", file=name)
-    if needs_salvage(directory):
-        text = "an agent met damage while it ran; its next start, or repair, takes over what can be read"
+    if is_half_replaced(directory):
+        text = (
+            "putting a new database in the place of a damaged one was interrupted: the next start, or repair, ends it"
+        )
+        yield _problem("file", text, reason="damaged")
+    elif files.is_marked(directory):
+        why = files.reason_of_mark(directory) or "nobody could write down how"
+        text = f"the database was found damaged ({why}): the next start, or repair, takes over what can be read"
         yield _problem("file", text, reason="damaged")
     space = os.statvfs(directory)
     free = space.f_bavail * space.f_frsize

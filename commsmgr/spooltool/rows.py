@@ -29,6 +29,10 @@ _COMMAND = (
 )
 
 
+NAMED = "(id = ?1 OR (seq = ?2 AND seq < ?3) OR (key = ?1 AND key <> ''))"
+"""What in SQL has a name, among entries and among dead letters; see :func:`meanings`."""
+
+
 class Table(Enum):
     """What can be asked for."""
 
@@ -64,19 +68,16 @@ def named(db: sqlite3.Connection, name: str) -> Iterator[Row]:
 
     :param name: an id; or an event's number, which its dead letter keeps; or what a state is the state of.
     """
-    seq = number(name)
-    values = (name, seq, _STATES)
-    where = "WHERE (id = ?1 OR (seq = ?2 AND seq < ?3) OR (key = ?1 AND key <> ''))"
-    yield from _entries(db, f"{where} ORDER BY seq", values, True)
-    yield from _dead(
-        db, "WHERE id = ?1 OR (seq = ?2 AND seq < ?3) OR (key = ?1 AND key <> '') ORDER BY n", values, True
-    )
+    values = meanings(name)
+    yield from _entries(db, f"WHERE {NAMED} ORDER BY seq", values, True)
+    yield from _dead(db, f"WHERE {NAMED} ORDER BY n", values, True)
     yield from _commands(db, "WHERE c.id = ? ORDER BY c.key", (name,), True)
 
 
-def number(name: str) -> int | None:
-    """Return the number that ``name`` is written as, or None."""
-    return int(name) if name.isascii() and name.isdigit() and len(name) < 18 else None
+def meanings(name: str) -> tuple[str, int | None, int]:
+    """Return the values for :data:`NAMED`: the name, the number that it is written as, and the first of states."""
+    number = int(name) if name.isascii() and name.isdigit() and len(name) < 18 else None
+    return name, number, _STATES
 
 
 def _entries(db: sqlite3.Connection, where: str, values: tuple[Any, ...], bodies: bool) -> Iterator[Row]:

@@ -18,6 +18,7 @@ from commsmgr.manager import Manager
 from commsmgr.messages import Command, JSONObject, Result, ResultBody, SystemHealth
 from commsmgr.spool import RESULT_KIND
 from commsmgr.spool.files import DATABASE
+from commsmgr.spool.totals import TOTALS
 from tests.simulation.history import AgentEnd, DeadLetter
 from tests.simulation.process import Disks, Process
 from tests.simulation.setting import IN_FLIGHT, PENDING, REPEATABLE, agent_config
@@ -250,8 +251,8 @@ class Agent(Process):
             end.states = [name for (name,) in db.execute("SELECT id FROM entry WHERE key <> ''")]
             end.open_commands = [name for (name,) in db.execute("SELECT id FROM command WHERE finished_at IS NULL")]
             (end.unreported,) = db.execute("SELECT losses FROM counter").fetchone()
-            for total, rows in _TOTALS.items():
-                end.totals[total] = db.execute(f"SELECT {total}, (SELECT {rows}) FROM counter").fetchone()
+            for total, rows in TOTALS.items():
+                end.totals[total] = db.execute(f"SELECT {total}, ({rows}) FROM counter").fetchone()
             losses = [(f"{reason} {kind}", n) for reason, kind, n in db.execute("SELECT reason, kind, n FROM loss")]
             for (receipt,) in db.execute("SELECT body FROM loss_receipt"):
                 losses += [(f"{row['reason']} {row['kind']}", row["count"]) for row in msgspec.json.decode(receipt)]
@@ -265,17 +266,6 @@ class Agent(Process):
             db.close()
         return end
 
-
-_TOTALS = {
-    "events": "count(*) FROM entry WHERE key = ''",
-    "event_bytes": "coalesce(sum(length(body)), 0) FROM entry WHERE key = ''",
-    "states": "count(*) FROM entry WHERE key <> ''",
-    "dead_letters": "count(*) FROM dead_letter",
-    "dead_bytes": "coalesce(sum(length(body)), 0) FROM dead_letter",
-    "open_commands": "count(*) FROM command WHERE finished_at IS NULL",
-    "remembered_bytes": "coalesce(sum(length(body)), 0) FROM remembered",
-}
-"""The totals that a spool keeps, and how they are counted."""
 
 _QUIET = frozenset(("http.exchange", "command.received", "command.finished"))
 
