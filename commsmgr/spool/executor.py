@@ -83,16 +83,11 @@ class ThreadExecutor:
             self._reactor.callFromThread(_deliver, item[1], _outcome(item[0]))
 
 
-def failure(error: BaseException | None = None) -> Failure:
-    """Return a Failure of ``error``, or of the exception being handled."""
-    return Failure(error)
-
-
 def _outcome(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except BaseException:  # whatever it is, somebody in the reactor's thread waits for it
-        return failure()
+        return Failure()
 
 
 def _deliver(done: Deferred[Any], outcome: Any) -> None:

@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 
 from commsmgr.errors import NotRunning, SpoolError, SpoolWriteFailed
 from commsmgr.spool.books import Books
-from commsmgr.spool.executor import Executor, failure
+from commsmgr.spool.executor import Executor
 from commsmgr.spool.replacing import SetAside
 from commsmgr.spool.writer import Outcome, Writer
 from commsmgr.waiters import Waiters
@@ -157,7 +157,7 @@ class Store:
             Cancelling it undoes nothing: it only stops waiting.
         """
         if self._state is not _State.OPEN:
-            job.settled(refused := failure(NotRunning()))
+            job.settled(refused := Failure(NotRunning()))
             return fail(refused)
         self._jobs.append(job)
         if not self._busy:
@@ -180,7 +180,7 @@ class Store:
             return jobs, self._writer.run(jobs)
         except Exception as error:
             self.log.failure("The spool's writer failed by a mistake of its own.", event="spool.batch-failed")
-            refused = failure(SpoolError(fact := f"whether the spool has taken this is not known: {error!r}"))
+            refused = Failure(SpoolError(fact := f"whether the spool has taken this is not known: {error!r}"))
             return jobs, Outcome([refused] * len(jobs), None, None, reopened=False, checkpoint=False, trouble=fact)
 
     def _settle(self, done: tuple[list[Job], Outcome]) -> None:
@@ -226,7 +226,7 @@ class Store:
             return job.settled(result)
         except Exception:
             self.log.failure("What became of a job of the spool was not noted.", event="spool.batch-failed")
-            return failure()
+            return Failure()
 
     def _to_be_repeated(self, result: Any) -> bool:
         return self._state is _State.OPEN and isinstance(result, Failure) and isinstance(result.value, SpoolWriteFailed)

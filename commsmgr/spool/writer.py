@@ -48,7 +48,6 @@ from commsmgr.errors import CommsError, SpoolError, SpoolLocked, SpoolUnusable, 
 from commsmgr.spool import ballast, files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books, Counter
-from commsmgr.spool.executor import failure
 from commsmgr.spool.faults import code, is_full, is_torn, is_trouble, is_unreadable
 from commsmgr.spool.opening import Opening, disconnect
 from commsmgr.spool.presence import Presence
@@ -228,7 +227,7 @@ class Writer:
                 self._unreadable = True
                 return self._one_by_one(jobs)
             if len(jobs) == 1 or is_trouble(error):
-                return [failure(_typed(error))] * len(jobs)
+                return [Failure(_typed(error))] * len(jobs)
         # One of the jobs cannot be done at all. Done one by one, it fails alone.
         return [self._run([job])[0] for job in jobs]
 
@@ -253,7 +252,7 @@ class Writer:
         except Exception as error:
             if self._may_come_back(error):
                 self._disconnect()  # whether it is in the database only the next recovery tells
-            return failure(_typed(error))
+            return Failure(_typed(error))
 
     def _with_recovery(self, jobs: Sequence[Work]) -> list[Any]:
         results: list[Any] = []
@@ -299,7 +298,7 @@ class Writer:
             self._reopened = True
         books = self._books
         db = books.db
-        self._nothing_new = self._why_nothing_new()
+        self._nothing_new = books.nothing_new = self._why_nothing_new()
         changes = db.total_changes
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -311,7 +310,7 @@ class Writer:
                     results.append(job.work(books))
                     size += job.size
                 except CommsError:
-                    results.append(failure())
+                    results.append(Failure())
             changed = db.total_changes - changes
             if changed:
                 self._attempted = books.write_counter()
