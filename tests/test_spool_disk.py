@@ -363,6 +363,8 @@ class FailingDiskTests(OnDisk):
         self.assertIn("is full: what could wait is refused until 16 MiB of it are free", str(refused))
         self.patch(ballast, "SIZE", 1 << 20)
         await self.assertFailure(spool.inbox.accept(id="c2", digest="d", body=b""), SpoolWriteFailed)
+        own = spool.inbox.complete(key=None, command_id="its own", status="success", result_id="o", body=b"")
+        await self.assertFailure(own, SpoolWriteFailed)
         await spool.outbox.forget([first])
         # Although this receipt got through.
         self.assertIn("that holds the spool is full: what could wait", spool.trouble)

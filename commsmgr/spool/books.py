@@ -97,6 +97,7 @@ class Books:
     :param max_remembered: bytes of the bodies of results kept for duplicates of their commands.
     :ivar lossbook: what was given up and not yet reported.
     :ivar damaged: whether pages leave out what cannot be read, instead of failing.
+    :ivar nothing_new: why what is new is refused in this transaction; empty when it is not.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Books:
         self.db = db
         self.lossbook = LossBook(db)
         self.damaged = damaged
+        self.nothing_new = ""
         self.max_remembered = max_remembered
         self._max_dead_letters = max_dead_letters
         self._max_dead_bytes = max_dead_bytes

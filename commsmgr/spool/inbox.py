@@ -31,7 +31,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from commsmgr import config
-from commsmgr.errors import AlreadyCompleted
+from commsmgr.errors import AlreadyCompleted, SpoolWriteFailed
 from commsmgr.spool.books import SLICE, Books
 from commsmgr.spool.outbox import Outbox
 from commsmgr.spool.records import (
@@ -103,7 +103,8 @@ class Inbox:
         :param body: the result, as it will be sent.
         :param ttl: seconds after which the result need not be sent any more.
         :return: the event's number. Fails with AlreadyCompleted when the command has a result (without ``key``: when
-            all known commands of that id have), with QueueFull at the outbox's bounds, as :meth:`Outbox.put` does.
+            all known commands of that id have), with QueueFull at the outbox's bounds, as :meth:`Outbox.put` does, and
+            with SpoolWriteFailed on a full disk when the command is not known.
         """
         if (refusal := self._outbox.refusal(len(body))) is not None:
             return fail(refusal)
@@ -278,6 +279,9 @@ class _Complete(Job):
 
     def work(self, books: Books) -> tuple[Entry, int | None]:
         key = self._find(books)
+        if key is None and books.nothing_new:
+            # Room is kept for the results of commands that were taken. Of an agent's own there may be any number.
+            raise SpoolWriteFailed(books.nothing_new)
         self.outbox.require_room(self.size, books.counter)
         entry = books.add_event(RESULT_KIND, self.result_id, self.body, self.now, self.expires_at)
         if key is not None:
