@@ -622,6 +622,21 @@ class LogTests(Torn):
         assert opened.salvaged is not None
         self.assertEqual((opened.salvaged.lost, opened.salvaged.uncounted, self.losses()), (1, True, 1))
 
+    def test_log_and_totals_lost(self) -> None:
+        """Of a log that is lost one is counted, though all rows that are there can be read."""
+        self.fill(40)
+        with closing(sqlite3.connect(self.database)) as db, db:
+            db.execute("DELETE FROM counter")
+        for log, lost in ((b"", 0), (bytes(20_000), 1), (self.random.randbytes(20_000), 1)):
+            content = self.database.read_bytes()
+            self.log.write_bytes(log)
+            opened, entries = self.start()
+            assert opened.salvaged is not None
+            self.assertEqual(self.missing(entries), set())
+            self.assertEqual((opened.salvaged.lost, opened.salvaged.uncounted), (lost, bool(lost)))
+            self.pristine = content
+            self.reset()
+
     def test_numbers_of_a_lost_log(self) -> None:
         """No number comes a second time, though nothing is left of the rows that had them, nor of the totals."""
         self.fill(40)

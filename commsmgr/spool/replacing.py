@@ -136,13 +136,17 @@ class Replacement:
         try:
             return msgspec.json.decode(content, type=_Plan)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            half_done = self._is_half_done()
             self.log.error(
-                "{path} cannot be read ({reason}): if it was ours, how much was taken over is not known.",
+                "{path} cannot be read ({reason}): {consequence}.",
                 event="spool.plan-damaged",
                 path=self._path + PLAN,
                 reason=str(error),
+                consequence="the new database is used, and how much was taken over into it is not known"
+                if half_done
+                else "it is forgotten, for the database is in its place, or there is no new one",
             )
-            return self._plan("damaged", None) if self._is_half_done() else None
+            return self._plan("damaged", None) if half_done else None
 
     def _is_half_done(self) -> bool:
         """
