@@ -17,7 +17,7 @@ from commsmgr import config
 from commsmgr.errors import NotRunning, SpoolError, SpoolLocked, SpoolWriteFailed
 from commsmgr.spool import Lane, Spool, files
 from commsmgr.spool.executor import InlineExecutor
-from commsmgr.spool.inbox import _Unfinished
+from commsmgr.spool.inbox_jobs import Unfinished
 from commsmgr.spool.presence import Presence
 from commsmgr.spool.trouble import Trouble
 from commsmgr.spool.writer import Writer
@@ -237,7 +237,7 @@ class UnreadableTests(OnClock):
             error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
             raise error
 
-        self.patch(_Unfinished, "work", work)
+        self.patch(Unfinished, "work", work)
         self.done(self.spool_reopens(spool))
         self.done(self.put(spool, "a"))
         self.pass_time(5.0)

@@ -84,7 +84,7 @@ MUTANTS = (
     Mutant(
         "done-not-stored",
         "the result goes into the outbox, but its command is not marked as finished",
-        "spool/inbox.py",
+        "spool/inbox_jobs.py",
         '                " WHERE key = ?",\n                (self.now,',
         '                " WHERE key = -?",\n                (self.now,',
         ("held_is_answered", "run_once"),
@@ -92,7 +92,7 @@ MUTANTS = (
     Mutant(
         "offered-not-stored",
         "it is not written down that the agent has seen a command",
-        "spool/inbox.py",
+        "spool/inbox_jobs.py",
         "UPDATE command SET offered = 1 WHERE key = ?",
         "UPDATE command SET offered = 1 WHERE key = -?",
         ("run_once",),
@@ -271,7 +271,7 @@ MUTANTS = (
     Mutant(
         "duplicate-unanswered",
         "a finished command that comes again is acknowledged, and its result is not sent again",
-        "spool/inbox.py",
+        "spool/inbox_jobs.py",
         "    if books.has(result_seq):\n",
         "    if True:\n",
         ("duplicates_are_answered",),
