@@ -149,8 +149,8 @@ class Faults:
         self.set(fault)
         return fault
 
-    def clear(self, kind: FaultKind | None = None) -> None:
-        """Behave again, in respect of ``kind`` or of everything."""
+    def clear(self, kind: str | None = None) -> None:
+        """Behave again, in respect of ``kind`` or of everything; what is no kind of fault clears nothing."""
         for active in list(self._active.values()):
             if kind in (None, active.fault.kind):
                 self._end(active)

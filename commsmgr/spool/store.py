@@ -15,6 +15,7 @@ lock is released when it goes on.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
@@ -44,7 +45,7 @@ RETRY_LONGEST: Final = 60.0
 """Seconds that they wait at most."""
 
 
-class Job:
+class Job(ABC):
     """
     Something for the writer to do.
 
@@ -63,9 +64,9 @@ class Job:
     def __init__(self) -> None:
         self.done: Deferred[Any] = Deferred()
 
+    @abstractmethod
     def work(self, books: Books) -> Any:
         """Do it, in the writer. A CommsError must be raised before anything was written."""
-        raise NotImplementedError
 
     def settled(self, result: Any) -> Any:
         """Take note, in the reactor's thread, of the result or Failure; return what the Deferred fires with."""
