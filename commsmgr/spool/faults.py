@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+_TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 """The codes by which SQLite says that a database is damaged."""
 
 _TROUBLE: Final = frozenset(
@@ -39,7 +39,7 @@ def is_trouble(error: BaseException) -> bool:
 
 def is_torn(error: BaseException) -> bool:
     """Say whether ``error`` means that the database is damaged."""
-    return isinstance(error, sqlite3.Error) and code(error) in TORN
+    return isinstance(error, sqlite3.Error) and code(error) in _TORN
 
 
 def is_full(error: BaseException) -> bool:
