@@ -667,7 +667,7 @@ class LimitsBreakerAndSeveralBackends(MissionTestCase):
         return Deferred.fromCoroutine(together(*map(story, BOTH)))
 
     async def test_failover_and_back(self) -> None:
-        """The second backend takes over from the first, and gives back when the first one has proven itself."""
+        """The second backend takes over from the first, with what is in flight, and gives back when that is proven."""
         listen_on = f"127.0.0.1:{free_port()}"
         first = await self.backend(listen=listen_on)
         second = await self.backend()
@@ -687,8 +687,17 @@ class LimitsBreakerAndSeveralBackends(MissionTestCase):
         await manager.connect()
         await until(lambda: first.connected(MACHINE))
         self.assertEqual("success", (await first.when_result(first.send_command(MACHINE, "echo"))).status)
+        for backend in (first, second):
+            backend.ledger.add_command("own", MACHINE, b"{}", "taken")
+        await until(lambda: nothing_held(manager))
+        first.faults.inject("no_ack")
+        own = await manager.send_result(Result(command_id="own"))
+        await until(lambda: len(first.ledger.results("own")) == 1)
         await first.stopService()
         await until(lambda: second.connected(MACHINE))
+        first.faults.clear()
+        # What was in flight to the first had no receipt.
+        await until(lambda: [row.id for row in second.ledger.results("own")] == [own])
         self.assertEqual("success", (await second.when_result(second.send_command(MACHINE, "echo"))).status)
         self.assertEqual([False, True], [each.active for each in manager.status().backends])
         await first.startService()
