@@ -14,7 +14,17 @@ assert VERSION is not None, "commsmgr/_version.py names no version"
 PSUTIL = ["psutil>=7.0"]
 TEST = ["coverage>=7.10", "hypothesis>=6.100", *PSUTIL]
 DOCS = ["furo>=2025.9", "sphinx>=8.2"]
-DEV = ["build>=1.2", "mypy>=2.0", "mypy-zope>=1.0.17", "ruff>=0.14", "towncrier>=25.8", "tox>=4.30"]
+DEV = [
+    "build>=1.2",
+    "cyclonedx-bom>=7.0",
+    "mypy>=2.0",
+    "mypy-zope>=1.0.17",
+    "packaging>=25.0",
+    "pip-audit>=2.9",
+    "ruff>=0.14",
+    "towncrier>=25.8",
+    "tox>=4.30",
+]
 
 setup(
     name="commsmgr",
