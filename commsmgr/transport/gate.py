@@ -11,7 +11,7 @@ again. Afterwards it only hands on what arrives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from ipaddress import ip_address
 from typing import Any
 
@@ -29,6 +29,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from commsmgr.errors import TLSFailed
 from commsmgr.transport.peer import PeerCheck, TLSFacts
 
 
@@ -45,12 +46,18 @@ class Gate(Protocol):
     transport: Any  # a TLSMemoryBIOProtocol, which has no types
 
     def __init__(
-        self, factory: IProtocolFactory, address: IAddress, host: str, observe: Callable[[TLSFacts], None]
+        self,
+        factory: IProtocolFactory,
+        address: IAddress,
+        check: PeerCheck,
+        observe: Callable[[TLSFacts], None],
+        refused: Callable[[TLSFailed], None],
     ) -> None:
-        self.check = PeerCheck(host)
+        self.check = check
         self._factory = factory
         self._address = address
         self._observe = observe
+        self._refused = refused
         self._protocol: IProtocol | None = None
         self._heard = False
         self.opened: Deferred[IProtocol] = Deferred(lambda _: self.transport.abortConnection())
@@ -84,7 +91,10 @@ class Gate(Protocol):
         """The connection is gone."""
         if self._protocol is not None:
             refused = None if self._heard else self.check.refused_us()
-            self._protocol.connectionLost(reason if refused is None else Failure(refused))
+            if refused is not None:
+                self._refused(refused)
+                reason = Failure(refused)
+            self._protocol.connectionLost(reason)
         elif not self.opened.called:
             self.opened.errback(self.check.broken(reason.value))
 
@@ -96,14 +106,26 @@ class GateFactory(Factory):
     :param factory: of the protocol behind the gate.
     :param host: whom the peer must prove to be.
     :param observe: told what was agreed, before that protocol is built.
+    :param pins: see :class:`~commsmgr.transport.peer.PeerCheck`.
+    :param refused: told when the peer refuses us, which it can do when that protocol is connected already.
     """
 
     noisy = False
 
-    def __init__(self, factory: IProtocolFactory, host: str, observe: Callable[[TLSFacts], None]) -> None:
+    def __init__(
+        self,
+        factory: IProtocolFactory,
+        host: str,
+        observe: Callable[[TLSFacts], None],
+        *,
+        pins: Collection[str] = (),
+        refused: Callable[[TLSFailed], None] = lambda error: None,
+    ) -> None:
         self._factory = factory
         self._host = host
         self._observe = observe
+        self._pins = pins
+        self._refused = refused
 
     def doStart(self) -> None:
         """An attempt begins."""
@@ -115,7 +137,7 @@ class GateFactory(Factory):
 
     def buildProtocol(self, addr: IAddress) -> Gate:  # type: ignore[override]  # ours always has an address
         """A TCP connection is there."""
-        return Gate(self._factory, addr, self._host, self._observe)
+        return Gate(self._factory, addr, PeerCheck(self._host, self._pins), self._observe, self._refused)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
