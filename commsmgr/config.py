@@ -72,8 +72,8 @@ class TLS(_Section, frozen=True, kw_only=True):
     pins: Annotated[
         tuple[str, ...],
         _said(
-            "public keys as `sha256//BASE64`; one of them must be in the verified chain; at least two, so that keys can be "
-            "renewed; empty: any key"
+            "public keys as `sha256//BASE64`, one of which must be in the verified chain; have two, so that keys can "
+            "be renewed; empty: any key"
         ),
     ] = ()
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
+from ipaddress import ip_address
+from typing import Any, Final
 
 import msgspec
 from cryptography.x509 import Certificate, DNSName, ExtensionNotFound, IPAddress, SubjectAlternativeName
@@ -81,13 +81,13 @@ _CERTIFICATE_ALERTS: Final = {
 }
 
 
-def _patterns(
-    hosts: Iterable[str], addresses: Iterable[IPv4Address | IPv6Address]
-) -> Iterator[DNSPattern | IPAddressPattern]:
+def _patterns(hosts: Iterable[str], addresses: Iterable[Any]) -> Iterator[DNSPattern | IPAddressPattern]:
     """Yield what can be compared: a malformed name, such as ``*`` or an address as a name, vouches for nothing."""
     for host in hosts:
-        with suppress(CertificateError):
-            yield DNSPattern.from_bytes(host.encode("ascii"))
+        # service_identity takes blanks away. OpenSSL does not, so such a name would slip through name constraints.
+        if host == host.strip():
+            with suppress(CertificateError):
+                yield DNSPattern.from_bytes(host.encode("ascii"))
     yield from map(IPAddressPattern, addresses)
 
 
