@@ -64,9 +64,9 @@ class TransportsCase(TestCase):
         settings.setdefault("ca_file", self.ca_file)
         return Dialer(self.reactor, config.TLS(**settings))
 
-    async def by_http(self, port: int, host: str = HOST, timeout: float = TIMEOUT, **settings: Any) -> CommsError | None:
+    async def by_http(self, port: int, host: str = HOST, **settings: Any) -> CommsError | None:
         """Send a request; return the error, or None when it was answered."""
-        client = HTTPClient(self.reactor, self.dialer(**settings), config.HTTP(timeout=timeout))
+        client = HTTPClient(self.reactor, self.dialer(**settings), config.HTTP(timeout=TIMEOUT))
         try:
             response = await client.exchange("GET", Target("https", host, port, ""), "/", token=TOKEN)
             self.assertEqual(response.body, b"OK")
@@ -76,9 +76,7 @@ class TransportsCase(TestCase):
         finally:
             await client.close()
 
-    async def by_websocket(
-        self, port: int, host: str = HOST, timeout: float = TIMEOUT, **settings: Any
-    ) -> CommsError | None:
+    async def by_websocket(self, port: int, host: str = HOST, **settings: Any) -> CommsError | None:
         """Open a WebSocket; return the error, or None when it was opened."""
         over: Deferred[None] = Deferred()
         handler = RecordingHandler()
@@ -90,7 +88,7 @@ class TransportsCase(TestCase):
             Target("wss", host, port, "/ws"),
             dialer=self.dialer(**settings),
             handler=handler,
-            settings=config.WebSocket(connect_timeout=timeout),
+            settings=config.WebSocket(connect_timeout=TIMEOUT),
             subprotocols=[],
         )
         client.start()
