@@ -59,8 +59,8 @@ class Dialer:
         :raise ConfigError: it names the file and what is wrong with it.
         """
         self._contexts.load()
-        for warning in self._contexts.warnings():
-            self.log.warn("{warning}", event="tls.warning", warning=warning)
+        for detail in self._contexts.warnings():
+            self.log.warn("{detail}", event="tls.warning", detail=detail)
 
     def endpoint(self, target: Target, *, timeout: float) -> IStreamClientEndpoint:
         """
