@@ -165,7 +165,7 @@ class Authority(Issued):
 
     def issue(
         self,
-        common_name: str = "leaf",
+        common_name: str | x509.Name = "leaf",
         *,
         names: Sequence[str] = (),
         ips: Sequence[str] = (),
@@ -177,6 +177,7 @@ class Authority(Issued):
         """
         Issue a certificate; without ``names`` and ``ips`` it has no subjectAltName at all.
 
+        :param common_name: or the whole name of the subject.
         :param names: DNS names, taken as they are, wrong ones such as ``*`` too.
         :param client: for clients (extended key usage) instead of servers.
         :param key: its key; None for a new one.
@@ -228,12 +229,14 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _name(common_name: str) -> x509.Name:
+def _name(common_name: str | x509.Name) -> x509.Name:
+    if isinstance(common_name, x509.Name):
+        return common_name
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
 def _builder(
-    common_name: str,
+    common_name: str | x509.Name,
     issuer: x509.Name,
     key: CertificateIssuerPrivateKeyTypes,
     not_before: datetime,
