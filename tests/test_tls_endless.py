@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from zope.interface import implementer
 
 from commsmgr import config
 from commsmgr.errors import ClosedByPeer, CommsError, ConnectionEnded, DeadlineExceeded, PeerViolation, TLSFailed
+from commsmgr.transport.gate import HANDSHAKE_LIMIT
 from commsmgr.transport.http import HTTPClient
 from commsmgr.transport.websocket import WebSocketClient
 from commsmgr.urls import Target
@@ -21,7 +21,6 @@ from tests.tls_kit import HOST, TOKEN, TransportsCase
 from tests.websocket_kit import TEXT, RecordingHandler, accept, frame
 
 LIMIT = 20.0
-MIB = 1 << 20
 
 
 def handshake_record(content: bytes) -> bytes:
@@ -35,33 +34,24 @@ HELLO_REQUEST = bytes(4)
 
 @implementer(IPullProducer)
 class Flood:
-    """Writes ``piece`` for ever, as fast as it is read; ``enough`` fires after ``size`` bytes."""
+    """Writes ``piece`` for ever, as fast as it is read, and counts the bytes."""
 
-    def __init__(self, transport: Any, piece: bytes, size: int) -> None:
-        self.enough: Deferred[None] = Deferred()
+    def __init__(self, transport: Any, piece: bytes) -> None:
+        self.written = 0
         self._transport = transport
         self._piece = piece
-        self._left = size
         transport.registerProducer(self, False)
 
     def resumeProducing(self) -> None:
         self._transport.write(self._piece)
-        self._left -= len(self._piece)
-        if self._left <= 0 and not self.enough.called:
-            real.callLater(0, self.enough.callback, None)
+        self.written += len(self._piece)
 
     def stopProducing(self) -> None:
         pass
 
 
-def resident() -> int:
-    """Return the bytes of memory that this process has in use."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 class EndlessHandshakeTests(TransportsCase):
-    """Handshakes that never come to their end, on a clock of our own: they cost the deadline, and no memory."""
+    """Handshakes that never come to their end, on a clock of our own: they cost the deadline, and nothing else."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -99,10 +89,7 @@ class EndlessHandshakeTests(TransportsCase):
         begun: Deferred[Deferred[None]] = Deferred()
         self.server = Recording(lambda recorder: begun.called or begun.callback(begin(recorder)))
         stop = self.go(transport, self.listen(None))
-        enough = await begun
-        before = resident()
-        await enough
-        grown = resident() - before
+        await (await begun)
         self.clock.advance(LIMIT - 0.1)
         self.assertEqual(self.endings, [], "it did not last")
         self.clock.advance(0.2)
@@ -113,7 +100,6 @@ class EndlessHandshakeTests(TransportsCase):
         self.assertFalse(error.may_have_arrived)
         self.assertNotIn(TOKEN.encode(), self.server.received)
         self.assertNotIn(b"GET", self.server.received)
-        self.assertLess(grown, 8 * MIB)
         stopped = stop()
         self.clock.pump([0.1] * 20)
         await stopped
@@ -142,11 +128,6 @@ class EndlessHandshakeTests(TransportsCase):
         send(0)
         return enough
 
-    @staticmethod
-    def flood(recorder: Recorder) -> Deferred[None]:
-        """Send 32 MiB of records that are in order and mean nothing, and go on."""
-        return Flood(recorder.transport, handshake_record(HELLO_REQUEST * 4000) * 4, 32 * MIB).enough
-
     async def test_mute_http(self) -> None:
         """A peer that says nothing after the ClientHello, HTTP."""
         await self.lasts("http", self.silence)
@@ -163,31 +144,58 @@ class EndlessHandshakeTests(TransportsCase):
         """A peer that is alive and never gets anywhere, WebSocket."""
         await self.lasts("websocket", self.trickle)
 
-    async def test_flood_http(self) -> None:
-        """Handshake messages without end, HTTP."""
-        await self.lasts("http", self.flood)
 
-    async def test_flood_websocket(self) -> None:
-        """Handshake messages without end, WebSocket."""
-        await self.lasts("websocket", self.flood)
+class FloodTests(TransportsCase):
+    """Handshake messages without end, which a client has to ignore: too many of them end it, before the deadline."""
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.floods: list[Flood] = []
+        record = handshake_record(HELLO_REQUEST * 4000)
 
-class EndlessByCurlTests(TransportsCase):
-    """curl gives up on the same peers when its time is out."""
+        def script(recorder: Recorder) -> None:
+            if not self.floods:
+                self.floods.append(Flood(recorder.transport, record))
 
-    async def _gives_up(self, begin: Callable[[Recorder], Deferred[None]]) -> None:
-        self.server = Recording(lambda recorder: begin(recorder) and None)
+        self.server = Recording(script)
+
+    async def _given_up(self, transport: str) -> None:
+        port = self.listen(None)
+        error = await (self.by_http(port) if transport == "http" else self.by_websocket(port))
+        await self.gone()
+        assert isinstance(error, TLSFailed), repr(error)
+        self.assertEqual(error.check, "handshake")
+        self.assertIn(f"more than {HANDSHAKE_LIMIT} bytes came", str(error))
+        self.assertNotIn(TOKEN.encode(), self.server.received)
+        [flood] = self.floods
+        # What was written and not read lay in the buffers of the kernel.
+        self.assertGreater(flood.written, HANDSHAKE_LIMIT)
+        self.assertLess(flood.written, 16 * HANDSHAKE_LIMIT)
+
+    async def test_http(self) -> None:
+        """HTTP gives up."""
+        await self._given_up("http")
+
+    async def test_websocket(self) -> None:
+        """The WebSocket gives up."""
+        await self._given_up("websocket")
+
+    async def test_curl(self) -> None:
+        """curl goes on until its time is out."""
         code, said = await self.by_curl(self.listen(None), arguments=["--max-time", "0.5"])
         await self.gone()
         self.assertEqual(code, 28, said)
 
-    async def test_mute(self) -> None:
-        """A peer that says nothing after the ClientHello."""
-        await self._gives_up(EndlessHandshakeTests.silence)
 
-    async def test_flood(self) -> None:
-        """Handshake messages without end."""
-        await self._gives_up(EndlessHandshakeTests.flood)
+class MuteByCurlTests(TransportsCase):
+    """curl and a peer that says nothing."""
+
+    async def test_mute(self) -> None:
+        """curl gives up when its time is out."""
+        self.server = Recording()
+        code, said = await self.by_curl(self.listen(None), arguments=["--max-time", "0.5"])
+        await self.gone()
+        self.assertEqual(code, 28, said)
 
 
 class OversizedHandshakeTests(TransportsCase):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
@@ -31,6 +31,9 @@ from zope.interface import implementer
 
 from commsmgr.errors import TLSFailed
 from commsmgr.transport.peer import PeerCheck, TLSFacts
+
+HANDSHAKE_LIMIT: Final = 1 << 20
+"""Bytes that a peer may send before its handshake is complete. OpenSSL takes about 100 KiB of certificates."""
 
 
 @implementer(IHandshakeListener)
@@ -140,6 +143,21 @@ class GateFactory(Factory):
         return Gate(self._factory, addr, PeerCheck(self._host, self._pins), self._observe, self._refused)
 
 
+class _Bounded(SSL.Connection):
+    """Gives a handshake up in which the peer has ever more to say: some messages are to be ignored, however many."""
+
+    _left = HANDSHAKE_LIMIT
+
+    def bio_write(self, buf: Any) -> int:
+        self._left -= len(buf)
+        return super().bio_write(buf)
+
+    def do_handshake(self) -> None:
+        if self._left < 0:
+            raise SSL.Error([("", "", f"more than {HANDSHAKE_LIMIT} bytes came, and the handshake is not complete")])
+        super().do_handshake()
+
+
 @implementer(IOpenSSLClientConnectionCreator)
 class CheckedConnections:
     """
@@ -156,7 +174,7 @@ class CheckedConnections:
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """Return the connection for ``tlsProtocol``, which wraps a :class:`Gate`."""
         check: PeerCheck = tlsProtocol.wrappedProtocol.check
-        connection = SSL.Connection(self._context, None)
+        connection = _Bounded(self._context, None)
         connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, check.certificate)
         connection.set_info_callback(check.handshake_event)
         try:
