@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from cryptography.x509 import Certificate, DNSName, ExtensionNotFound, IPAddress, SubjectAlternativeName
@@ -22,11 +22,11 @@ from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from service_identity.exceptions import CertificateError, VerificationError
 from service_identity.hazmat import DNS_ID, DNSPattern, IPAddress_ID, IPAddressPattern, verify_service_identity
-from twisted.internet.error import ConnectionClosed
 
 from commsmgr.errors import TLSFailed
 from commsmgr.redact import single_line
 from commsmgr.transport.certificate import describe, facts, listed, pin
+from commsmgr.transport.reasons import CERTIFICATE_ALERTS, CERTIFICATE_REASONS, broken_handshake
 
 
 class TLSFacts(Struct, frozen=True):
@@ -43,42 +43,6 @@ class TLSFacts(Struct, frozen=True):
     subject: str
     issuer: str
     not_after: float
-
-
-# X509_V_ERR_* of OpenSSL's x509_vfy.h, each as the check that was not passed and as a sentence.
-_REASONS: Final = {
-    2: ("issuer", "its issuer is not known here"),
-    7: ("signature", "its signature is wrong"),
-    9: ("not-yet-valid", "it is not valid yet"),
-    10: ("expired", "it has expired"),
-    18: ("self-signed", "it is self-signed and not among the trusted ones"),
-    19: ("issuer", "its chain ends at a self-signed issuer that is not trusted"),
-    20: ("issuer", "its issuer is not trusted"),
-    21: ("issuer", "its issuer is not trusted, and no chain was sent along"),
-    22: ("chain", "its chain is too long"),
-    23: ("revoked", "it has been revoked"),
-    24: ("not-a-ca", "it was issued by something that may not issue certificates"),
-    25: ("chain", "its chain is longer than an issuer in it allows"),
-    26: ("purpose", "it was not issued for servers"),
-    47: ("name-constraints", "its names are outside of what an issuer in its chain may vouch for"),
-    48: ("name-constraints", "its names are among those that an issuer in its chain may not vouch for"),
-    66: ("weak", "its key is too weak"),
-    67: ("weak", "an issuer's key is too weak"),
-    68: ("weak", "its signature algorithm is too weak"),
-    79: ("not-a-ca", "it was issued by something that may not issue certificates"),
-}
-
-# RFC 8446 section 6.2: alerts by which a server says that it does not like the agent's certificate, or the lack of it.
-_CERTIFICATE_ALERTS: Final = {
-    42: "bad certificate",
-    43: "unsupported certificate",
-    44: "certificate revoked",
-    45: "certificate expired",
-    46: "certificate unknown",
-    48: "unknown issuer",
-    49: "access denied",
-    116: "certificate required",
-}
 
 
 def _patterns(hosts: Iterable[str], addresses: Iterable[Any]) -> Iterator[DNSPattern | IPAddressPattern]:
@@ -122,7 +86,7 @@ class PeerCheck:
         try:
             certificate = x509.to_cryptography()
             if not ok:
-                check, sentence = _REASONS.get(error, ("certificate", f"OpenSSL says error {error}"))
+                check, sentence = CERTIFICATE_REASONS.get(error, ("certificate", f"OpenSSL says error {error}"))
                 raise _Refused(check, sentence if depth == 0 else f"{sentence} (number {depth} of its chain)")
             if self._pins:
                 self._keys[depth] = pin(x509)
@@ -210,17 +174,17 @@ class PeerCheck:
 
         With TLS 1.3 it says so only after the handshake (RFC 8446 section 4.4.2.4), and before it read any request.
         """
-        if self._asked_for_certificate and self._alert in _CERTIFICATE_ALERTS:
+        if self._asked_for_certificate and self._alert in CERTIFICATE_ALERTS:
             return TLSFailed(
                 f"{self._host} wants a certificate from the agent and refused what [tls] offers: "
-                f"{_CERTIFICATE_ALERTS[self._alert]}",
+                f"{CERTIFICATE_ALERTS[self._alert]}",
                 check="client-certificate",
                 host=self._host,
             )
         return None
 
     def _words(self, error: BaseException | None) -> tuple[str, str]:
-        check, words = _told(error)
+        check, words = broken_handshake(error)
         if self._asked_for_certificate and check in ("closed", "ciphers", "handshake"):
             return "client-certificate", f"{words}; the backend wants a certificate from the agent"
         return check, words
@@ -228,25 +192,3 @@ class PeerCheck:
 
 class _Refused(Exception):
     """``args``: which check, and a sentence."""
-
-
-def _told(error: BaseException | None) -> tuple[str, str]:
-    if isinstance(error, ConnectionClosed):
-        return "closed", "the connection was closed by the other side"
-    detail = _detail(error)
-    if "alert protocol version" in detail or "unsupported protocol" in detail:
-        return "version", "the backend speaks only TLS versions older than tls.minimum_version"
-    if any(sign in detail for sign in ("wrong version number", "record layer", "packet length", "http request")):
-        return "not-tls", "what answers on that port does not speak TLS"
-    if "handshake failure" in detail:
-        return "ciphers", "the backend found no common ground (ciphers, or a client certificate)"
-    if "cipher returned" in detail:
-        return "ciphers", f"the backend chose a cipher that was not offered ({detail})"
-    return "handshake", single_line(detail, 200)
-
-
-def _detail(error: BaseException | None) -> str:
-    queue = error.args[0] if isinstance(error, SSL.Error) and error.args else None
-    if isinstance(queue, list) and queue:
-        return str(queue[-1][-1])
-    return str(error) or type(error).__name__
