@@ -80,16 +80,23 @@ class EndlessHandshakeTests(TransportsCase):
         client.start()
         return client.stop
 
-    async def lasts(self, transport: str, begin: Callable[[Recorder], Deferred[None]]) -> None:
+    async def lasts(self, transport: str, begin: Callable[[Recorder, Deferred[None]], None]) -> None:
         """
-        Go to a peer that does ``begin`` after the ClientHello, which fires when it has gone on for long enough.
+        Go to a peer that does ``begin`` after the ClientHello, and fires its Deferred when that is enough.
 
         Nothing has happened then, and when the time is out, it is over.
         """
-        begun: Deferred[Deferred[None]] = Deferred()
-        self.server = Recording(lambda recorder: begun.called or begun.callback(begin(recorder)))
+        enough: Deferred[None] = Deferred()
+        begun: list[Recorder] = []
+
+        def script(recorder: Recorder) -> None:
+            if not begun:
+                begun.append(recorder)
+                begin(recorder, enough)
+
+        self.server = Recording(script)
         stop = self.go(transport, self.listen(None))
-        await (await begun)
+        await enough
         self.clock.advance(LIMIT - 0.1)
         self.assertEqual(self.endings, [], "it did not last")
         self.clock.advance(0.2)
@@ -106,16 +113,13 @@ class EndlessHandshakeTests(TransportsCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     @staticmethod
-    def silence(recorder: Recorder) -> Deferred[None]:
+    def silence(recorder: Recorder, enough: Deferred[None]) -> None:
         """Say nothing."""
-        enough: Deferred[None] = Deferred()
-        enough.callback(None)
-        return enough
+        real.callLater(0, enough.callback, None)
 
     @staticmethod
-    def trickle(recorder: Recorder) -> Deferred[None]:
+    def trickle(recorder: Recorder, enough: Deferred[None]) -> None:
         """Announce a record of 16 KiB and send it byte by byte; after 500 of them it is enough."""
-        enough: Deferred[None] = Deferred()
         record = handshake_record(b"\x02\0\x3f\xfc" + bytes(16380))
 
         def send(at: int) -> None:
@@ -126,7 +130,6 @@ class EndlessHandshakeTests(TransportsCase):
                 real.callLater(0, send, at + 1)
 
         send(0)
-        return enough
 
     async def test_mute_http(self) -> None:
         """A peer that says nothing after the ClientHello, HTTP."""
