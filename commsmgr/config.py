@@ -69,6 +69,13 @@ class TLS(_Section, frozen=True, kw_only=True):
     certificate: Annotated[str, _said("PEM file with the agent's own certificate and its chain")] = ""
     key: Annotated[str, _said("PEM file with the private key of `certificate`")] = ""
     minimum_version: Annotated[Literal["1.2", "1.3"], _said("oldest TLS version accepted")] = "1.2"
+    pins: Annotated[
+        tuple[str, ...],
+        _said(
+            "public keys as `sha256//BASE64`, one of which must be in the verified chain; have two, so that keys can "
+            "be renewed; empty: any key"
+        ),
+    ] = ()
 
 
 class HTTP(_Section, frozen=True, kw_only=True):

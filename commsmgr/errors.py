@@ -33,7 +33,7 @@ whether trying the same thing again can help.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class CommsError(Exception):
@@ -163,10 +163,54 @@ class ConnectFailed(TransportError):
     """No connection to the backend could be made."""
 
 
+TLS_CHECKS: Final = (
+    # Of a certificate, by OpenSSL.
+    "expired", "not-yet-valid", "issuer", "self-signed", "signature", "chain", "not-a-ca", "purpose",
+    "name-constraints", "weak", "revoked",
+    # Of a certificate, by commsmgr.
+    "name", "no-name", "pin", "certificate",
+    # Of the handshake.
+    "version", "ciphers", "not-tls", "closed", "client-certificate", "handshake",
+    # Of our own files.
+    "files",
+)  # fmt: skip
+"""What :attr:`TLSFailed.check` may be. The words are stable; the operator's manual says what each means."""
+
+
 class TLSFailed(TransportError):
-    """The backend's TLS handshake or certificate was refused."""
+    """
+    The backend's TLS handshake or certificate was refused.
+
+    What comes out of a certificate is printable, on one line and not long, whoever made it.
+
+    :param check: which check was not passed: one of :data:`TLS_CHECKS`.
+    :param host: the name or address that the backend had to prove to be.
+    :param subject: of the certificate that did not pass, as an RFC 4514 string, like ``issuer``; empty when none was
+        looked at.
+    :param not_before: since when that certificate is valid, and with ``not_after`` until when, in seconds since the
+        epoch; None when none was looked at.
+    """
 
     advice = "nothing was sent; check the certificate, its name and dates, [tls], and this machine's clock"
+
+    def __init__(
+        self,
+        fact: str = "",
+        *,
+        check: str = "handshake",
+        host: str = "",
+        subject: str = "",
+        issuer: str = "",
+        not_before: float | None = None,
+        not_after: float | None = None,
+    ) -> None:
+        super().__init__(fact)
+        self.check = check
+        self.host = host
+        self.subject = subject
+        self.issuer = issuer
+        self.not_before = not_before
+        self.not_after = not_after
 
 
 class UpgradeRefused(TransportError):

@@ -23,6 +23,9 @@ TOKEN_SOURCES = ("token", "token_file", "token_env")
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
+# Exactly what an encoder makes of 32 bytes: pins are compared as texts; one that no encoder makes would never match.
+_PIN = re.compile(r"sha256//[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
+
 
 def broken(config: Config, environ: Mapping[str, str], token_provider: bool) -> list[Mistake]:
     """
@@ -123,6 +126,11 @@ def _tls_rules(tls: TLS) -> Iterator[Mistake]:
                     file.read(1)
         except OSError as error:
             yield f"tls.{name}", f"{path} cannot be read: {why(error)}"
+    for index, pin in enumerate(tls.pins):
+        if not _PIN.fullmatch(pin):
+            yield f"tls.pins[{index}]", f"expected sha256// and a SHA-256 in base64, found {json.dumps(pin[:60])}"
+        elif pin in tls.pins[:index]:
+            yield f"tls.pins[{index}]", f"is the same as tls.pins[{tls.pins.index(pin)}]"
 
 
 def _regular(path: str) -> BinaryIO:

@@ -86,10 +86,11 @@ class Options(UsageOptions):
             _refuse("which configuration? Give --config FILE, or --demo to look around")
         try:
             self.config = _anchored(self._overridden(settings.load(self["config"], os.environ)))
-            _try_tls(self.config, self["config"])
+            warnings = _try_tls(self.config, self["config"])
         except ConfigError as error:
             _refuse(str(error))
         if self["check"]:
+            sys.stderr.writelines(f"{self['config']}: warning: {warning}\n" for warning in warnings)
             names = ", ".join(backend_name(backend) for backend in self.config.backends)
             print(f"{self['config']}: the configuration is valid (backends: {names})")
             raise SystemExit(0)
@@ -123,19 +124,23 @@ def _anchored(config: Config) -> Config:
     )
 
 
-def _try_tls(config: Config, source: str) -> None:
+def _try_tls(config: Config, source: str) -> list[str]:
     """
     Look at the TLS files as connections will: settings only says whether they can be read.
 
+    :return: what can be used, but is likely to be regretted; a start logs it, where TLS is used at all.
     :raise ConfigError: they cannot be used.
     """
     tls = config.tls
     targets = (target(backend) for backend in config.backends for target in (http_target, websocket_target))
-    if tls.ca_file or tls.certificate or tls.key or any(target.secure for target in targets):
-        try:
-            ContextSource(tls).load()
-        except ConfigError as error:
-            raise ConfigError(error.mistake, key=error.key, source=source) from None
+    if not (tls.ca_file or tls.certificate or tls.key or any(target.secure for target in targets)):
+        return []
+    contexts = ContextSource(tls)
+    try:
+        contexts.load()
+    except ConfigError as error:
+        raise ConfigError(error.mistake, key=error.key, source=source) from None
+    return list(contexts.warnings())
 
 
 def _refuse(why: str) -> NoReturn:

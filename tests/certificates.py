@@ -8,11 +8,12 @@ Certificates for tests, made when a test runs: authorities, and what they issue,
     paths = issued.save(self.mktemp())           # cert_pem, key_pem as files
     listener = issued.server_context()           # for reactor.listenSSL, or SSL4ServerEndpoint
 
-Keys are P-256: made in well under a millisecond. Times are UTC.
+Keys are P-256, made in well under a millisecond, unless another one is given. Times are UTC.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,13 +22,21 @@ from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 from twisted.internet.ssl import ContextFactory
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
+SHA256 = hashes.SHA256()
+
+
+@functools.cache
+def rsa_key(bits: int) -> rsa.RSAPrivateKey:
+    """Return an RSA key, always the same of one size: they take long to make."""
+    return rsa.generate_private_key(65537, bits)
 
 
 class Paths(NamedTuple):
@@ -43,7 +52,7 @@ class Issued:
     def __init__(
         self,
         certificate: x509.Certificate,
-        key: ec.EllipticCurvePrivateKey,
+        key: CertificateIssuerPrivateKeyTypes,
         chain: Sequence[x509.Certificate] = (),
     ) -> None:
         self.certificate = certificate
@@ -111,6 +120,8 @@ class Authority(Issued):
     :param name: its common name.
     :param parent: who issued it; None for a root.
     :param permitted: DNS names it may vouch for (name constraints); empty for any.
+    :param excluded: DNS names it may not vouch for.
+    :param key: its key; None for a new one.
     """
 
     def __init__(
@@ -119,18 +130,19 @@ class Authority(Issued):
         *,
         parent: Authority | None = None,
         permitted: Sequence[str] = (),
+        excluded: Sequence[str] = (),
+        key: CertificateIssuerPrivateKeyTypes | None = None,
         not_before: datetime = NOW - 30 * DAY,
         not_after: datetime = NOW + 30 * DAY,
         is_ca: bool = True,
     ) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         builder = _builder(name, parent.certificate.subject if parent else _name(name), key, not_before, not_after)
         builder = builder.add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-        if permitted:
-            builder = builder.add_extension(
-                x509.NameConstraints([x509.DNSName(each) for each in permitted], None), critical=True
-            )
-        certificate = builder.sign(parent.key if parent else key, hashes.SHA256())
+        if permitted or excluded:
+            subtrees = ([x509.DNSName(each) for each in names] or None for names in (permitted, excluded))
+            builder = builder.add_extension(x509.NameConstraints(*subtrees), critical=True)
+        certificate = builder.sign(parent.key if parent else key, SHA256)
         super().__init__(certificate, key, parent.sent_along if parent else ())
 
     @property
@@ -153,34 +165,50 @@ class Authority(Issued):
 
     def issue(
         self,
-        common_name: str = "leaf",
+        common_name: str | x509.Name = "leaf",
         *,
         names: Sequence[str] = (),
         ips: Sequence[str] = (),
         not_before: datetime = NOW - DAY,
         not_after: datetime = NOW + DAY,
         client: bool = False,
+        key: CertificateIssuerPrivateKeyTypes | None = None,
     ) -> Issued:
         """
         Issue a certificate; without ``names`` and ``ips`` it has no subjectAltName at all.
 
+        :param common_name: or the whole name of the subject.
         :param names: DNS names, taken as they are, wrong ones such as ``*`` too.
         :param client: for clients (extended key usage) instead of servers.
+        :param key: its key; None for a new one.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         builder = _builder(common_name, self.certificate.subject, key, not_before, not_after)
         builder = _with_names(builder, names, ips)
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-        certificate = builder.sign(self.key, hashes.SHA256())
-        return Issued(certificate, key, self.sent_along)
+        return Issued(builder.sign(self.key, SHA256), key, self.sent_along)
+
+
+def signed_with_sha1(certificate: x509.Certificate, issuer: rsa.RSAPrivateKey) -> x509.Certificate:
+    """
+    Return ``certificate`` as it would be if ``issuer``, who signed it, had done that with SHA-1.
+
+    cryptography does not make such certificates any more. But the two names of the algorithm differ in one byte only.
+    """
+    old, new = (bytes.fromhex("06092a864886f70d0101") + last for last in (b"\x0b", b"\x05"))
+    signed = certificate.tbs_certificate_bytes.replace(old, new)
+    signature = issuer.sign(signed, padding.PKCS1v15(), hashes.SHA1())
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    der = der.replace(certificate.tbs_certificate_bytes, signed).replace(old, new)
+    return x509.load_der_x509_certificate(der[: -len(signature)] + signature)
 
 
 def self_signed(*, names: Sequence[str] = (), ips: Sequence[str] = ()) -> Issued:
     """Return a certificate that nobody vouches for but itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     builder = _with_names(_builder("self", _name("self"), key, NOW - DAY, NOW + DAY), names, ips)
-    return Issued(builder.sign(key, hashes.SHA256()), key)
+    return Issued(builder.sign(key, SHA256), key)
 
 
 class _Fixed(ContextFactory):
@@ -201,12 +229,18 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _name(common_name: str) -> x509.Name:
+def _name(common_name: str | x509.Name) -> x509.Name:
+    if isinstance(common_name, x509.Name):
+        return common_name
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
 def _builder(
-    common_name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, not_before: datetime, not_after: datetime
+    common_name: str | x509.Name,
+    issuer: x509.Name,
+    key: CertificateIssuerPrivateKeyTypes,
+    not_before: datetime,
+    not_after: datetime,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()

@@ -338,6 +338,26 @@ class OtherRules(Case):
         ):
             self.assertIn(sentence, str(self.refused(f"{BACKENDS}[tls]\n{text}")))
 
+    def test_pins(self) -> None:
+        """A pin is one that curl takes too: another digest, another length or what no encoder makes is a mistake."""
+        good, other = f"sha256//{'A' * 43}=", f"sha256//{'B' * 42}A="
+        self.assertEqual(self.read(f'{BACKENDS}[tls]\npins = ["{good}", "{other}"]').tls.pins, (good, other))
+        for wrong in (
+            "",
+            "A" * 43 + "=",
+            f"sha1//{'A' * 27}=",
+            f"sha256//{'A' * 43}",
+            f"sha256//{'A' * 42}==",
+            f"sha256//{'A' * 42}B=",  # bits are set that belong to no byte
+            f"sha256//{'A' * 42}-=",
+            f"{good};{other}",
+            "sha256//" + "00" * 32,
+        ):
+            error = self.refused(f'{BACKENDS}[tls]\npins = ["{other}", "{wrong}"]')
+            self.assertIn("tls.pins[1]: expected sha256// and a SHA-256 in base64, found", str(error))
+        error = self.refused(f'{BACKENDS}[tls]\npins = ["{good}", "{other}", "{good}"]')
+        self.assertIn("tls.pins[2]: is the same as tls.pins[0]", str(error))
+
     def test_files_that_are_none(self) -> None:
         """A pipe, on which the check would wait for ever, a device or a directory is not taken for a file."""
         pipe = os.path.abspath(self.mktemp())

@@ -480,7 +480,13 @@ class GateTests(TLSCase):
             def abortConnection(self) -> None:
                 aborted.append(True)
 
-        gate = Gate(client_factory(), None, "backend.example", lambda facts: None)  # type: ignore[arg-type]
+        gate = Gate(
+            client_factory(),
+            None,  # type: ignore[arg-type]
+            PeerCheck("backend.example"),
+            lambda facts: None,
+            lambda error: None,
+        )
         gate.transport = Transport()
         gate.handshakeCompleted()
         error = self.failureResultOf(gate.opened, TLSFailed).value

@@ -139,6 +139,20 @@ class CommandLine(ProcessTestCase):
                 config = self.configuration(url, tls=tls)
                 self.assertEqual(0, self.said(tap.Options(), "--config", config, "--check")[0])
 
+    def test_tls_warnings(self) -> None:
+        """``--check`` warns of a single pin, where TLS is used, and calls the configuration valid all the same."""
+        pins = [f"sha256//{'A' * 43}=", f"sha256//{'B' * 42}A="]
+        ca_file = Authority().save_pem(str(self.directory / "ca.pem"))
+        for url, count, said in (
+            ("https://127.0.0.1:9", 1, "warning: tls.pins: one pin and no backup"),
+            ("https://127.0.0.1:9", 2, ""),
+        ):
+            config = self.configuration(url, tls={"pins": pins[:count], "ca_file": ca_file, "ca_exclusive": True})
+            code, out, err = self.said(tap.Options(), "--config", config, "--check")
+            self.assertEqual((0, f"{config}: the configuration is valid (backends: main)\n"), (code, out))
+            self.assertEqual(bool(said), bool(err))
+            self.assertIn(said, err)
+
     def test_tls_looked_at_when_used(self) -> None:
         """Whether TLS works at all matters only if it is to be used: by URL, WebSocket's too, or by files."""
         looked: list[str] = []

@@ -16,10 +16,13 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from commsmgr.config import TLS
 from commsmgr.errors import ConfigError, ConnectFailed, DeadlineExceeded, TLSFailed, TransportError
+from commsmgr.instants import shown
+from commsmgr.policy.burst import Burst
 from commsmgr.transport.deadline import within
 from commsmgr.transport.gate import CheckedConnections, GateFactory
 from commsmgr.transport.peer import TLSFacts
@@ -45,15 +48,19 @@ class Dialer:
     ) -> None:
         self._reactor = reactor
         self._contexts = ContextSource(tls)
+        self._pins = frozenset(tls.pins)
         self._observe_tls = observe_tls
+        self._burst = Burst(reactor.seconds)
 
     def check(self) -> None:
         """
-        Read the TLS files now.
+        Read the TLS files now, and log what is likely to be regretted.
 
         :raise ConfigError: it names the file and what is wrong with it.
         """
         self._contexts.load()
+        for detail in self._contexts.warnings():
+            self.log.warn("{detail}", event="tls.warning", detail=detail)
 
     def endpoint(self, target: Target, *, timeout: float) -> IStreamClientEndpoint:
         """
@@ -65,7 +72,7 @@ class Dialer:
 
         :param timeout: seconds for name, connection, TLS and identity together.
         """
-        return _Endpoint(self._reactor, self._contexts, target, timeout, self._observe)
+        return _Endpoint(self._reactor, self._contexts, self._pins, target, timeout, self._observe, self._refused)
 
     def _observe(self, target: Target, facts: TLSFacts) -> None:
         self.log.debug(
@@ -80,6 +87,23 @@ class Dialer:
             with self.log.failuresHandled("observer of TLS facts failed", event="tls.observer.failed"):
                 self._observe_tls(target, facts)
 
+    def _refused(self, target: Target, error: TLSFailed) -> None:
+        held_back = self._burst.allow(f"{error.host} {error.check}")
+        if held_back is not None:
+            self.log.warn(
+                "{authority}: TLS is refused ({check}): {error} ({suppressed} more like it before)",
+                event="tls.refused",
+                authority=target.authority,
+                check=error.check,
+                host=error.host,
+                subject=error.subject,
+                issuer=error.issuer,
+                not_before=None if error.not_before is None else shown(error.not_before),
+                not_after=None if error.not_after is None else shown(error.not_after),
+                error=str(error),
+                suppressed=held_back,
+            )
+
 
 @implementer(IStreamClientEndpoint)
 class _Endpoint:
@@ -87,20 +111,30 @@ class _Endpoint:
         self,
         reactor: Any,
         contexts: ContextSource,
+        pins: frozenset[str],
         target: Target,
         timeout: float,
         observe: Callable[[Target, TLSFacts], None],
+        refused: Callable[[Target, TLSFailed], None],
     ) -> None:
         self._reactor = reactor
         self._contexts = contexts
+        self._pins = pins
         self._target = target
         self._timeout = timeout
         self._observe = observe
+        self._refused = refused
         self._doing = "resolving its name or connecting"
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; see :meth:`Dialer.endpoint`."""
-        return within(self._reactor, self._timeout, self._connect(protocolFactory), self._expired)
+        connecting = within(self._reactor, self._timeout, self._connect(protocolFactory), self._expired)
+        return connecting.addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> Failure:
+        if isinstance(failure.value, TLSFailed):
+            self._refused(self._target, failure.value)
+        return failure
 
     def _expired(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"{self._target.authority} not reached within {self._timeout:g} s: still {self._doing}")
@@ -119,7 +153,14 @@ class _Endpoint:
             # The trailing dot of an absolute name is for the resolver; certificates and SNI (RFC 6066) have none.
             host = target.host.rstrip(".")
             secured = wrapClientTLS(CheckedConnections(self._contexts.current(), host), tcp, clock=self._reactor)
-            gate: Any = await secured.connect(GateFactory(factory, host, lambda facts: self._observe(target, facts)))
+            gates = GateFactory(
+                factory,
+                host,
+                lambda facts: self._observe(target, facts),
+                pins=self._pins,
+                refused=lambda error: self._refused(target, error),
+            )
+            gate: Any = await secured.connect(gates)
             self._doing = "in the TLS handshake"
             _send_at_once(gate)
             opened: Deferred[IProtocol] = gate.opened
@@ -127,7 +168,7 @@ class _Endpoint:
         except TransportError:
             raise
         except ConfigError as error:
-            raise TLSFailed(str(error)) from error
+            raise TLSFailed(str(error), check="files", host=target.host) from error
         except DNSLookupError:
             raise ConnectFailed(f"the name {target.host} has no address, or the name server did not answer") from None
         except Exception as error:

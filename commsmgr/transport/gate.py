@@ -11,9 +11,9 @@ again. Afterwards it only hands on what arrives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
@@ -29,7 +29,11 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from commsmgr.errors import TLSFailed
 from commsmgr.transport.peer import PeerCheck, TLSFacts
+
+HANDSHAKE_LIMIT: Final = 1 << 20
+"""Bytes that a peer may send before its handshake is complete. OpenSSL takes about 100 KiB of certificates."""
 
 
 @implementer(IHandshakeListener)
@@ -45,12 +49,18 @@ class Gate(Protocol):
     transport: Any  # a TLSMemoryBIOProtocol, which has no types
 
     def __init__(
-        self, factory: IProtocolFactory, address: IAddress, host: str, observe: Callable[[TLSFacts], None]
+        self,
+        factory: IProtocolFactory,
+        address: IAddress,
+        check: PeerCheck,
+        observe: Callable[[TLSFacts], None],
+        refused: Callable[[TLSFailed], None],
     ) -> None:
-        self.check = PeerCheck(host)
+        self.check = check
         self._factory = factory
         self._address = address
         self._observe = observe
+        self._refused = refused
         self._protocol: IProtocol | None = None
         self._heard = False
         self.opened: Deferred[IProtocol] = Deferred(lambda _: self.transport.abortConnection())
@@ -84,7 +94,10 @@ class Gate(Protocol):
         """The connection is gone."""
         if self._protocol is not None:
             refused = None if self._heard else self.check.refused_us()
-            self._protocol.connectionLost(reason if refused is None else Failure(refused))
+            if refused is not None:
+                self._refused(refused)
+                reason = Failure(refused)
+            self._protocol.connectionLost(reason)
         elif not self.opened.called:
             self.opened.errback(self.check.broken(reason.value))
 
@@ -96,14 +109,26 @@ class GateFactory(Factory):
     :param factory: of the protocol behind the gate.
     :param host: whom the peer must prove to be.
     :param observe: told what was agreed, before that protocol is built.
+    :param pins: see :class:`~commsmgr.transport.peer.PeerCheck`.
+    :param refused: told when the peer refuses us, which it can do when that protocol is connected already.
     """
 
     noisy = False
 
-    def __init__(self, factory: IProtocolFactory, host: str, observe: Callable[[TLSFacts], None]) -> None:
+    def __init__(
+        self,
+        factory: IProtocolFactory,
+        host: str,
+        observe: Callable[[TLSFacts], None],
+        *,
+        pins: Collection[str] = (),
+        refused: Callable[[TLSFailed], None] = lambda error: None,
+    ) -> None:
         self._factory = factory
         self._host = host
         self._observe = observe
+        self._pins = pins
+        self._refused = refused
 
     def doStart(self) -> None:
         """An attempt begins."""
@@ -115,7 +140,22 @@ class GateFactory(Factory):
 
     def buildProtocol(self, addr: IAddress) -> Gate:  # type: ignore[override]  # ours always has an address
         """A TCP connection is there."""
-        return Gate(self._factory, addr, self._host, self._observe)
+        return Gate(self._factory, addr, PeerCheck(self._host, self._pins), self._observe, self._refused)
+
+
+class _Bounded(SSL.Connection):
+    """Gives a handshake up in which the peer has ever more to say: some messages are to be ignored, however many."""
+
+    _left = HANDSHAKE_LIMIT
+
+    def bio_write(self, buf: Any) -> int:
+        self._left -= len(buf)
+        return super().bio_write(buf)
+
+    def do_handshake(self) -> None:
+        if self._left < 0:
+            raise SSL.Error([("", "", f"more than {HANDSHAKE_LIMIT} bytes came, and the handshake is not complete")])
+        super().do_handshake()
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -134,7 +174,7 @@ class CheckedConnections:
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """Return the connection for ``tlsProtocol``, which wraps a :class:`Gate`."""
         check: PeerCheck = tlsProtocol.wrappedProtocol.check
-        connection = SSL.Connection(self._context, None)
+        connection = _Bounded(self._context, None)
         connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, check.certificate)
         connection.set_info_callback(check.handshake_event)
         try:

@@ -1,28 +1,32 @@
 """
 Who is at the other end of a TLS connection: the check of one backend's certificate.
 
-Theory of operation: OpenSSL shows each certificate of the chain to :meth:`PeerCheck.certificate`, from the issuer down
-to the backend's own (depth 0). The name is compared there, inside the handshake, not after it: with TLS 1.2 the agent's
-own certificate would already have been shown to whoever answered. **Any** exception refuses. Some checks of OpenSSL
-(name constraints) come after depth 0, so the verdict is read only when the handshake is complete, and it is "the name
-was verified and nothing failed". A connection that never came to the check is refused likewise.
+Theory of operation: OpenSSL shows each certificate of the verified chain to :meth:`PeerCheck.certificate`, from the
+issuer down to the backend's own (depth 0). Name and pins are compared there, inside the handshake, not after it: with
+TLS 1.2 the agent's own certificate would already have been shown to whoever answered. **Any** exception refuses. Some
+checks of OpenSSL (name constraints) come after depth 0, so the verdict is read only when the handshake is complete, and
+it is "the name was verified and nothing failed". A connection that never came to the check is refused likewise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address
-from typing import Final
+from typing import Any
 
-from cryptography.x509 import Certificate
+import msgspec
+from cryptography.x509 import Certificate, DNSName, ExtensionNotFound, IPAddress, SubjectAlternativeName
 from msgspec import Struct
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
-from service_identity.cryptography import extract_patterns
-from service_identity.exceptions import VerificationError
-from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
-from twisted.internet.error import ConnectionClosed
+from service_identity.exceptions import CertificateError, VerificationError
+from service_identity.hazmat import DNS_ID, DNSPattern, IPAddress_ID, IPAddressPattern, verify_service_identity
 
 from commsmgr.errors import TLSFailed
+from commsmgr.redact import single_line
+from commsmgr.transport.certificate import describe, facts, listed, pin
+from commsmgr.transport.reasons import CERTIFICATE_ALERTS, CERTIFICATE_REASONS, broken_handshake
 
 
 class TLSFacts(Struct, frozen=True):
@@ -41,50 +45,14 @@ class TLSFacts(Struct, frozen=True):
     not_after: float
 
 
-# X509_V_ERR_* of OpenSSL's x509_vfy.h, as sentences.
-_REASONS: Final = {
-    2: "its issuer is not known here",
-    7: "its signature is wrong",
-    9: "it is not valid yet",
-    10: "it has expired",
-    18: "it is self-signed and not among the trusted ones",
-    19: "its chain ends at a self-signed issuer that is not trusted",
-    20: "its issuer is not trusted",
-    21: "its issuer is not trusted, and no chain was sent along",
-    22: "its chain is too long",
-    23: "it has been revoked",
-    24: "it was issued by something that may not issue certificates",
-    25: "its chain is longer than an issuer in it allows",
-    26: "it was not issued for servers",
-    47: "its names are outside of what an issuer in its chain may vouch for",
-    48: "its names are among those that an issuer in its chain may not vouch for",
-    66: "its key is too weak",
-    67: "an issuer's key is too weak",
-    68: "its signature algorithm is too weak",
-    79: "it was issued by something that may not issue certificates",
-}
-
-# RFC 8446 section 6.2: alerts by which a server says that it does not like the agent's certificate, or the lack of it.
-_CERTIFICATE_ALERTS: Final = {
-    42: "bad certificate",
-    43: "unsupported certificate",
-    44: "certificate revoked",
-    45: "certificate expired",
-    46: "certificate unknown",
-    48: "unknown issuer",
-    49: "access denied",
-    116: "certificate required",
-}
-
-
-def describe(certificate: Certificate) -> str:
-    """Return what an operator needs to find a certificate: subject, issuer and dates."""
-    return (
-        f"certificate {certificate.subject.rfc4514_string() or 'without a subject'}, "
-        f"issued by {certificate.issuer.rfc4514_string()}, "
-        f"valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%SZ} "
-        f"to {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%SZ}"
-    )
+def _patterns(hosts: Iterable[str], addresses: Iterable[Any]) -> Iterator[DNSPattern | IPAddressPattern]:
+    """Yield what can be compared: a malformed name, such as ``*`` or an address as a name, vouches for nothing."""
+    for host in hosts:
+        # service_identity takes blanks away. OpenSSL does not, so such a name would slip through name constraints.
+        if host == host.strip():
+            with suppress(CertificateError):
+                yield DNSPattern.from_bytes(host.encode("ascii"))
+    yield from map(IPAddressPattern, addresses)
 
 
 def _service_id(host: str) -> DNS_ID | IPAddress_ID:
@@ -99,10 +67,13 @@ class PeerCheck:
     What one handshake brought to light.
 
     :param host: the name or address that the certificate must vouch for, a name without a trailing dot.
+    :param pins: the key of one certificate of the verified chain must be among them; with none, any key will do.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, pins: Collection[str] = ()) -> None:
         self._host = host
+        self._pins = pins
+        self._keys: dict[int, str] = {}
         self._leaf: Certificate | None = None
         self._verified = False
         self._failure: TLSFailed | None = None
@@ -111,30 +82,57 @@ class PeerCheck:
 
     def certificate(self, _: SSL.Connection, x509: X509, error: int, depth: int, ok: int) -> bool:
         """OpenSSL looked at a certificate of the chain and calls it good, or gives an error number."""
+        certificate: Certificate | None = None
         try:
             certificate = x509.to_cryptography()
             if not ok:
-                where = "" if depth == 0 else f" (number {depth} of its chain)"
-                raise _Refused(f"{_REASONS.get(error, f'OpenSSL says error {error}')}{where}: {describe(certificate)}")
+                check, sentence = CERTIFICATE_REASONS.get(error, ("certificate", f"OpenSSL says error {error}"))
+                raise _Refused(check, sentence if depth == 0 else f"{sentence} (number {depth} of its chain)")
+            if self._pins:
+                self._keys[depth] = pin(x509)
             if depth == 0:
                 self._leaf = certificate
                 self._identity(certificate)
+                self._pinned()
                 self._verified = True
             return True
         except Exception as problem:
-            reason = str(problem) if isinstance(problem, _Refused) else f"it cannot be checked: {problem!r}"
-            self._failure = TLSFailed(f"the certificate of {self._host} was refused: {reason}")
+            self._failure = self._failure or self._refused(problem, certificate)
             return False
 
-    def _identity(self, certificate: Certificate) -> None:
-        patterns = extract_patterns(certificate)
-        if not patterns:
-            raise _Refused(f"it has no subjectAltName: {describe(certificate)}")
+    def _refused(self, problem: Exception, certificate: Certificate | None) -> TLSFailed:
+        if isinstance(problem, _Refused):
+            check, sentence = problem.args
+        else:
+            check, sentence = "certificate", f"it cannot be checked: {single_line(repr(problem), 200)}"
+        sentence = f"the certificate of {self._host} was refused: {sentence}"
         try:
-            verify_service_identity(patterns, [_service_id(self._host)], [])
-        except VerificationError:
-            names = ", ".join(str(_shown(pattern)) for pattern in patterns[:10])
-            raise _Refused(f"it is for {names} only: {describe(certificate)}") from None
+            assert certificate is not None
+            known = msgspec.structs.asdict(facts(certificate))
+            sentence = f"{sentence}: {describe(certificate)}"
+        except Exception:
+            # It cannot even be said whose it is.
+            known = {}
+        return TLSFailed(sentence, check=check, host=self._host, **known)
+
+    def _identity(self, certificate: Certificate) -> None:
+        try:
+            names = certificate.extensions.get_extension_for_class(SubjectAlternativeName).value
+        except ExtensionNotFound:
+            raise _Refused("no-name", "it has no subjectAltName") from None
+        hosts = names.get_values_for_type(DNSName)
+        addresses = names.get_values_for_type(IPAddress)
+        try:
+            verify_service_identity([*_patterns(hosts, addresses)], [_service_id(self._host)], [])
+        except (VerificationError, CertificateError):
+            shown = listed([*hosts, *map(str, addresses)])
+            raise _Refused("name", f"it is for {shown} only" if shown else "it is for no host at all") from None
+
+    def _pinned(self) -> None:
+        # Certificates that were sent along and have no part in the verified chain do not come here: anybody can send
+        # the certificate of a pinned issuer.
+        if self._pins and not set(self._keys.values()) & set(self._pins):
+            raise _Refused("pin", f"no key of its chain is among tls.pins, its own is {self._keys[0]}")
 
     def handshake_event(self, connection: SSL.Connection, where: int, code: int) -> None:
         """OpenSSL made a step in the handshake, or read an alert."""
@@ -146,24 +144,29 @@ class PeerCheck:
     def refusal(self) -> TLSFailed | None:
         """Return why the peer of a completed handshake may not be spoken to; None when it may."""
         if self._failure is None and not self._verified:
-            return TLSFailed(f"the handshake with {self._host} ended without a check of its certificate")
+            return TLSFailed(
+                f"the handshake with {self._host} ended without a check of its certificate", host=self._host
+            )
         return self._failure
 
     def facts(self, connection: SSL.Connection) -> TLSFacts:
         """Return what was agreed; only after a completed handshake whose :meth:`refusal` is None."""
-        leaf = self._leaf
-        assert leaf is not None
+        assert self._leaf is not None
+        leaf = facts(self._leaf)
         return TLSFacts(
             version=connection.get_protocol_version_name(),
             cipher=connection.get_cipher_name() or "",
-            subject=leaf.subject.rfc4514_string(),
-            issuer=leaf.issuer.rfc4514_string(),
-            not_after=leaf.not_valid_after_utc.timestamp(),
+            subject=leaf.subject,
+            issuer=leaf.issuer,
+            not_after=leaf.not_after,
         )
 
     def broken(self, error: BaseException | None) -> TLSFailed:
         """Return why a handshake ended before it was complete: the refusal, or ``error`` in an operator's words."""
-        return self._failure or TLSFailed(f"TLS handshake with {self._host} failed: {self._words(error)}")
+        if self._failure is not None:
+            return self._failure
+        check, words = self._words(error)
+        return TLSFailed(f"TLS handshake with {self._host} failed: {words}", check=check, host=self._host)
 
     def refused_us(self) -> TLSFailed | None:
         """
@@ -171,38 +174,21 @@ class PeerCheck:
 
         With TLS 1.3 it says so only after the handshake (RFC 8446 section 4.4.2.4), and before it read any request.
         """
-        if self._asked_for_certificate and self._alert in _CERTIFICATE_ALERTS:
+        if self._asked_for_certificate and self._alert in CERTIFICATE_ALERTS:
             return TLSFailed(
                 f"{self._host} wants a certificate from the agent and refused what [tls] offers: "
-                f"{_CERTIFICATE_ALERTS[self._alert]}"
+                f"{CERTIFICATE_ALERTS[self._alert]}",
+                check="client-certificate",
+                host=self._host,
             )
         return None
 
-    def _words(self, error: BaseException | None) -> str:
-        wanted = "; the backend wants a certificate from the agent" if self._asked_for_certificate else ""
-        if isinstance(error, ConnectionClosed):
-            return f"the connection was closed by the other side{wanted}"
-        detail = _detail(error)
-        if "alert protocol version" in detail or "unsupported protocol" in detail:
-            return "the backend speaks only TLS versions older than tls.minimum_version"
-        if any(sign in detail for sign in ("wrong version number", "record layer", "packet length", "http request")):
-            return "what answers on that port does not speak TLS"
-        if "handshake failure" in detail:
-            return f"the backend found no common ground (ciphers, or a client certificate){wanted}"
-        return f"{detail}{wanted}"
+    def _words(self, error: BaseException | None) -> tuple[str, str]:
+        check, words = broken_handshake(error)
+        if self._asked_for_certificate and check in ("closed", "ciphers", "handshake"):
+            return "client-certificate", f"{words}; the backend wants a certificate from the agent"
+        return check, words
 
 
 class _Refused(Exception):
-    pass
-
-
-def _detail(error: BaseException | None) -> str:
-    queue = error.args[0] if isinstance(error, SSL.Error) and error.args else None
-    if isinstance(queue, list) and queue:
-        return str(queue[-1][-1])
-    return str(error) or type(error).__name__
-
-
-def _shown(pattern: object) -> object:
-    value = getattr(pattern, "pattern", pattern)
-    return value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else value
+    """``args``: which check, and a sentence."""

@@ -2,7 +2,8 @@
 The TLS context that every connection to a backend starts from: versions, ciphers, trusted issuers, own certificate.
 
 An OpenSSL context that was used refuses to change, and the files behind it are renewed while the agent runs. So the
-files are looked at (stat, some microseconds) before each connection, and a changed one makes a new context. A new file
+files, those of the system's issuers too, are looked at (stat, some microseconds) before each connection, and a changed
+one makes a new context. Connections that are open keep the one they were made with. A new file
 that cannot be used changes nothing: the old context goes on, with one line in the log, until the file changes again. A
 certificate and its key are two files and cannot be replaced at one moment; half of a new pair is such a case.
 """
@@ -10,6 +11,7 @@ certificate and its key are two files and cannot be replaced at one moment; half
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Final
 
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -20,9 +22,15 @@ from twisted.logger import Logger
 
 from commsmgr.config import TLS
 from commsmgr.errors import ConfigError
+from commsmgr.transport.system_issuers import holds_anything, trust_stores
 
-CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
-"""For TLS 1.2: forward secrecy and authenticated encryption only (RFC 9325 section 4.2). TLS 1.3 has nothing else."""
+CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:@SECLEVEL=2"
+"""
+For TLS 1.2: forward secrecy and authenticated encryption only (RFC 9325 section 4.2). TLS 1.3 has nothing else.
+
+The level is OpenSSL's own default, said here so that no build and no file of the system lowers it: keys of at least
+2048 bits (RSA) or 224 (elliptic curves), and no signature by SHA-1.
+"""
 
 _VERSIONS: Final = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _OPTIONS: Final = SSL.OP_NO_COMPRESSION | SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION
@@ -41,6 +49,7 @@ class ContextSource:
 
     def __init__(self, settings: TLS) -> None:
         self._settings = settings
+        self._stores = () if settings.ca_exclusive else trust_stores(os.environ)
         self._seen: tuple[_Stat | None, ...] | None = None
         self._context: SSL.Context | None = None
 
@@ -77,9 +86,22 @@ class ContextSource:
         assert self._context is not None
         return self._context
 
+    def warnings(self) -> Iterator[str]:
+        """Yield a sentence for each thing that may be meant as it is, and is likely to be regretted."""
+        settings = self._settings
+        if len(settings.pins) == 1:
+            yield "tls.pins: one pin and no backup: when that key is replaced, this agent is cut off"
+        if not settings.ca_file and not any(map(holds_anything, self._stores)):
+            yield (
+                "tls.ca_file: empty, and no issuers of the system were found, so every certificate will be refused; "
+                f"looked at {', '.join(self._stores)}; install the package ca-certificates, or set it"
+            )
+
     def _stat(self) -> tuple[_Stat | None, ...]:
         settings = self._settings
-        return tuple(_identity(path) for path in (settings.ca_file, settings.certificate, settings.key) if path)
+        return tuple(
+            _identity(path) for path in (settings.ca_file, settings.certificate, settings.key, *self._stores) if path
+        )
 
 
 def _identity(path: str) -> _Stat | None:
