@@ -86,7 +86,7 @@ class Dialer:
 
     def prepare(self, targets: Mapping[Target, str]) -> None:
         """
-        Say in the log which backend is reached through which proxy, and read the TLS files if any connection needs them.
+        Log which backend is reached through which proxy, and read the TLS files if any connection needs them.
 
         :param targets: the backends' names.
         :raise ConfigError: a file cannot be used, or what the environment says of proxies cannot.

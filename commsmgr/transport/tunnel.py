@@ -140,7 +140,7 @@ def _meaning(answer: Answer, credentials: bool) -> str:
             return ": it wants a user and a password"
         case 403 | 405:
             return ": it does not allow this host or port (by default squid has no CONNECT but to port 443)"
-        case 502 | 503 | 504:
+        case 500 | 502 | 503 | 504:
             return ": it cannot reach the backend"
         case status if 300 <= status < 400 or answer.html:
             return ": is it a network's login page?"
