@@ -213,6 +213,7 @@ class _Client(Protocol):
         self.proxy = proxy
         self.head = b""
         self.outward: Any = None
+        self._saying: Any = None
         self.lost: Deferred[None] = Deferred()
 
     def dataReceived(self, data: bytes) -> None:
@@ -238,11 +239,13 @@ class _Client(Protocol):
 
     def say(self, pieces: list[bytes]) -> None:
         """Send ``pieces``, one in each turn of the reactor."""
-        if pieces and self.transport is not None:
+        if pieces:
             self.transport.write(pieces.pop(0))
-            reactor.callLater(0, self.say, pieces)
+            self._saying = reactor.callLater(0, self.say, pieces)
 
     def connectionLost(self, reason: Any = None) -> None:
+        if self._saying is not None and self._saying.active():
+            self._saying.cancel()
         if self.outward is not None:
             self.outward.transport.loseConnection()
         self.lost.callback(None)

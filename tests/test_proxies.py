@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -156,8 +157,10 @@ class Rules(SynchronousTestCase):
             ),
             (
                 'no_proxy = ["a.example", "a b"]',
-                "agent.toml: proxy.no_proxy[1]: expected a host name, an IP address, a network such as 10.0.0.0/8, or *, "
-                'each perhaps with :port, found "a b"',
+                (
+                    "agent.toml: proxy.no_proxy[1]: expected a host name, an IP address, a network such as 10.0.0.0/8, "
+                    'or *, each perhaps with :port, found "a b"'
+                ),
             ),
         ):
             self.assertEqual(self.lines(f"[proxy]\n{text}"), [expected])

@@ -127,7 +127,7 @@ class Dialer:
             way: IStreamClientEndpoint = _TCP(self._reactor, target.host, target.port, target.authority)
         else:
             way = ProxiedEndpoint(
-                self._way_to(proxy, doing),
+                self._way_to(proxy, target, doing),
                 proxy,
                 authority(target.host, target.port),
                 user_agent=self._user_agent,
@@ -147,10 +147,11 @@ class Dialer:
             wrong=lambda fact: f"{fact}; it was spoken to through the proxy {proxy.url}" if proxy else fact,
         )
 
-    def _way_to(self, proxy: Proxy, doing: Callable[[str], None]) -> IStreamClientEndpoint:
+    def _way_to(self, proxy: Proxy, target: Target, doing: Callable[[str], None]) -> IStreamClientEndpoint:
         name = f"the proxy {proxy.url}"
+        named = f"{name} on the way to {target.authority}"
         doing(f"resolving the name of {name} or connecting to it")
-        way = _TCP(self._reactor, proxy.target.host, proxy.target.port, name)
+        way = _TCP(self._reactor, proxy.target.host, proxy.target.port, named)
         if not proxy.target.secure:
             return way
         return _TLS(
@@ -160,7 +161,7 @@ class Dialer:
             way,
             observe=lambda facts: self._log(proxy.url, facts),
             starting=lambda: doing(f"in the TLS handshake with {name}"),
-            wrong=lambda fact: f"TLS with {name} itself: {fact}",
+            wrong=lambda fact: f"TLS with {named}: {fact}",
         )
 
     def _observe(self, target: Target, facts: TLSFacts) -> None:
@@ -237,7 +238,8 @@ class _TCP:
         try:
             protocol = await self._endpoint.connect(factory)
         except DNSLookupError:
-            raise ConnectFailed(f"the name {self._host} has no address, or the name server did not answer") from None
+            unknown = f"the name {self._host} has no address, or the name server did not answer"
+            raise ConnectFailed(f"cannot connect to {self._name}: {unknown}") from None
         except ConnectError as error:
             raise ConnectFailed(f"cannot connect to {self._name}: {_words(error)}") from error
         _send_at_once(protocol)
