@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ class RealProxy:
             reactor.spawnProcess(self.process, command[0], command, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
             if await self._listens():
                 return
+            await self.kill()
         raise AssertionError(f"{type(self).__name__} does not start:\n{self.process.text}")
 
     async def _listens(self) -> bool:
@@ -136,9 +138,8 @@ class Squid(RealProxy):
         if self._password:
             passwords = self.directory / "passwords"
             passwords.write_text(f"{USER}:{_HASHED}\n")
-            # Its helpers read it without the rights of root.
+            # Its helper reads it without the rights of root.
             passwords.chmod(0o644)
-            self.directory.chmod(0o755)
             more += [
                 f"auth_param basic program /usr/lib/squid/basic_ncsa_auth {passwords}",
                 "auth_param basic children 1 startup=1",
@@ -170,7 +171,6 @@ class Squid(RealProxy):
 async def real_proxy(
     case: Any,
     kind: type[RealProxy],
-    directory: str,
     *,
     password: bool = False,
     tls: Issued | None = None,
@@ -183,7 +183,10 @@ async def real_proxy(
     :param tls: speak TLS with clients (squid only).
     :param allow: squid's rule, without a password.
     """
-    proxy = kind(Path(directory), password=password, tls=tls, allow=allow)
+    directory = Path(tempfile.mkdtemp(prefix="commsmgr-proxy-"))
+    directory.chmod(0o755)
+    case.addCleanup(shutil.rmtree, directory)
+    proxy = kind(directory, password=password, tls=tls, allow=allow)
     case.addCleanup(proxy.kill)
     await proxy.start()
     return proxy
