@@ -12,6 +12,7 @@ from commsmgr import settings
 from commsmgr.config import Backend, Config, Proxy
 from commsmgr.errors import ConfigError
 from commsmgr.proxies import choose
+from commsmgr.tap import Options
 from commsmgr.urls import Target
 
 SECRET = "p4ss:w/rd%"
@@ -113,8 +114,8 @@ class Environment(SynchronousTestCase):
 
     def test_not_looked_at(self) -> None:
         """With a proxy of its own, or with ``environment = false``, the environment says nothing."""
+        self.assertEqual(chosen(HTTPS, {"https_proxy": "http://p:1"}, environment=False), "")
         environ = {"https_proxy": "garbage://", "no_proxy": "*"}
-        self.assertEqual(chosen(HTTPS, environ, environment=False), "")
         self.assertEqual(chosen(HTTPS, environ, url="https://own.example:8443"), "https://own.example:8443 proxy.url")
 
     def test_unusable_but_not_used(self) -> None:
@@ -179,6 +180,25 @@ class Rules(SynchronousTestCase):
             self.lines(f'[proxy]\nurl = "http://p:1"\nusername = "u"\npassword_file = "{directory}"'),
             [f"agent.toml: proxy.password_file: {directory} cannot be read: it is no regular file"],
         )
+
+    def test_relative_password_file(self) -> None:
+        """twistd looks for the file where it was called, whatever directory the daemon changes to later."""
+        name = self.mktemp()
+        for path, text in (
+            (name, "pw"),
+            (
+                f"{name}.toml",
+                (
+                    f'[[backends]]\nurl = "https://b.example"\n[proxy]\nurl = "http://p:1"\nusername = "u"\n'
+                    f'password_file = "{name}"\n'
+                ),
+            ),
+        ):
+            with open(path, "w") as file:
+                file.write(text)
+        options = Options()
+        options.parseOptions(["--config", f"{name}.toml"])
+        self.assertEqual(options.config.proxy.password_file, os.path.abspath(name))
 
     def test_environment(self) -> None:
         """A variable that cannot be used is named, once, whatever the number of backends."""

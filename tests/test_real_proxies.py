@@ -14,8 +14,10 @@ from commsmgr import config
 from commsmgr.backend.service import ReferenceBackend
 from commsmgr.errors import ConnectFailed, ProxyRefused, TLSFailed
 from commsmgr.manager import Manager
+from commsmgr.redact import Redactor
 from tests.certificates import Authority, Issued
-from tests.proxy_kit import PASSWORD, USER, RealProxy, Squid, Tinyproxy, real_proxy
+from tests.loopback import listen
+from tests.proxy_kit import PASSWORD, USER, RealProxy, Squid, Tinyproxy, TunnelProxy, real_proxy
 from tests.world import MACHINE, TOKEN, Runs, WorldTestCase, nothing_held, pause, quick, reactor, until
 
 
@@ -292,6 +294,50 @@ class BehindProxies:
     async def with_tls(self: Any, issued: Issued) -> int:
         """Return the port of a proxy that speaks TLS and wants credentials."""
         raise NotImplementedError
+
+
+class BehindAnythingElse(WorldTestCase):
+    """What answers as a proxy and is none of those."""
+
+    async def test_a_proxy_that_quotes_the_credentials(self) -> None:
+        """Credentials that a proxy sends back, in whatever form, are redacted before anybody reads them."""
+
+        def answer(client: Any) -> None:
+            sent = client.head.partition(b"Basic ")[2].partition(b"\r\n")[0]
+            client.transport.write(b"HTTP/1.1 407 What is " + sent + b" and " + PASSWORD.encode() + b"?\r\n\r\n")
+
+        port = listen(self, TunnelProxy(answer))
+        redactor = Redactor()
+        manager = self.manager(
+            quick("https://127.0.0.1:1", self.spool(), proxy=config.Proxy(no_proxy=())),
+            environ={"https_proxy": f"http://{USER}:{PASSWORD}@127.0.0.1:{port}"},
+            redactor=redactor,
+        )
+        manager.startService()
+        await until(lambda: manager.status().problems)
+        (problem,) = manager.status().problems
+        self.assertIn("407 What is [redacted] and [redacted]?", problem)
+        said = redactor(formatEvent(self.logged("link.ended")[0]) or "")
+        self.assertIn("407 What is [redacted] and [redacted]?", said)
+
+    async def test_a_portal(self) -> None:
+        """A portal that says 200 to everything gets no byte of the agent's, and the operator is told of the proxy."""
+
+        def answer(client: Any) -> None:
+            client.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>Log in</html>")
+
+        portal = TunnelProxy(answer)
+        port = listen(self, portal)
+        manager = self.manager(
+            quick("https://127.0.0.1:1", self.spool(), proxy=config.Proxy(no_proxy=())),
+            environ={"https_proxy": f"http://127.0.0.1:{port}"},
+        )
+        manager.startService()
+        await until(lambda: len(portal.clients) > 2 and manager.status().problems)
+        (problem,) = manager.status().problems
+        self.assertIn(f"the proxy http://127.0.0.1:{port} was answered with 200 and more than that", problem)
+        self.assertEqual({b"CONNECT 127.0.0.1:1 HTTP/1.1"}, {head.split(b"\r\n")[0] for head in portal.requests})
+        self.assertEqual(b"", portal.carried)
 
 
 class BehindSquid(BehindProxies, WorldTestCase):

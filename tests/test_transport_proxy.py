@@ -12,7 +12,15 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
 from commsmgr.config import TLS
-from commsmgr.errors import CommsError, ConnectFailed, DeadlineExceeded, ProxyRefused, TLSFailed, TransportError
+from commsmgr.errors import (
+    CommsError,
+    ConfigError,
+    ConnectFailed,
+    DeadlineExceeded,
+    ProxyRefused,
+    TLSFailed,
+    TransportError,
+)
 from commsmgr.proxies import Proxy
 from commsmgr.transport.endpoint import Dialer
 from commsmgr.transport.peer import TLSFacts
@@ -199,6 +207,26 @@ class ThroughTests(ProxyCase):
         await client.received
         proxy.clients[0].transport.abortConnection()
         self.assertIsInstance(await client.lost, Exception)
+
+
+class PreparationTests(ProxyCase):
+    """At the start."""
+
+    def test_files(self) -> None:
+        """The TLS files are read when any connection needs them, be it the one to a proxy, and not otherwise."""
+        plain, secure = (Proxy(Target(scheme, "p.example", 1, "/"), "proxy.url") for scheme in ("http", "https"))
+        http, https = (Target(scheme, "b.example", 2, "/") for scheme in ("http", "https"))
+        for proxy, target, needed in (
+            (plain, http, False),
+            (plain, https, True),
+            (secure, http, True),
+        ):
+            dialer = self.dialer(proxy, ca_file="/nonexistent/ca.pem")
+            if needed:
+                error = self.assertRaises(ConfigError, dialer.prepare, {target: "main"})
+                self.assertIn("/nonexistent/ca.pem", str(error))
+            else:
+                dialer.prepare({target: "main"})
 
 
 class RefusedTests(ProxyCase):
