@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -37,6 +37,13 @@ from commsmgr.transport.tunnel import authority
 from commsmgr.urls import Target
 
 __all__ = ["Dialer", "TLSFacts"]
+
+
+SOONER: Final = 0.05
+"""
+Seconds by which an attempt ends before its time is over. Whoever waits has a deadline for the same moment, and could
+only say that there is no connection: what was being waited for, and at whose door, is known here.
+"""
 
 
 class Dialer:
@@ -200,7 +207,8 @@ class _Endpoint:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; see :meth:`Dialer.endpoint`."""
-        return within(self._reactor, self._timeout, self._connect(protocolFactory), self._expired)
+        seconds = self._timeout - min(SOONER, self._timeout / 2)
+        return within(self._reactor, seconds, self._connect(protocolFactory), self._expired)
 
     def _expired(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"{self._target.authority} not reached within {self._timeout:g} s: still {self._doing}")
