@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from random import Random
 from typing import Any
 
@@ -56,7 +56,8 @@ class Environment:
             self.reactor,
             self.config.tls,
             observe_tls=observe_tls,
-            proxy=partial(choose, self.config.proxy, self.environ),
+            # Chosen once a run for each target, whatever becomes of the process's environment meanwhile.
+            proxy=cache(partial(choose, self.config.proxy, self.environ)),
             user_agent=user_agent,
             wall=self.wall,
             secret=self.redactor.secret,
