@@ -19,17 +19,15 @@ from typing import Any, Final
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from commsmgr.config import TLS
+from commsmgr import config
 from commsmgr.errors import ConfigError, ConnectFailed, DeadlineExceeded, TLSFailed, TransportError
 from commsmgr.proxies import Proxy
 from commsmgr.transport.deadline import within
-from commsmgr.transport.gate import CheckedConnections, GateFactory
+from commsmgr.transport.layers import TCP, TLS, words
 from commsmgr.transport.peer import TLSFacts
 from commsmgr.transport.proxy import ProxiedEndpoint
 from commsmgr.transport.tls import ContextSource
@@ -37,7 +35,6 @@ from commsmgr.transport.tunnel import authority
 from commsmgr.urls import Target
 
 __all__ = ["Dialer", "TLSFacts"]
-
 
 SOONER: Final = 0.05
 """
@@ -65,7 +62,7 @@ class Dialer:
     def __init__(
         self,
         reactor: Any,
-        tls: TLS,
+        tls: config.TLS,
         *,
         observe_tls: Callable[[Target, TLSFacts], None] | None = None,
         proxy: Callable[[Target], Proxy | None] = lambda target: None,
@@ -131,7 +128,7 @@ class Dialer:
         """Return the layers between the reactor and the protocol, without the deadline."""
         proxy = self._proxy(target)
         if proxy is None:
-            way: IStreamClientEndpoint = _TCP(self._reactor, target.host, target.port, target.authority)
+            way: IStreamClientEndpoint = TCP(self._reactor, target.host, target.port, target.authority)
         else:
             way = ProxiedEndpoint(
                 self._way_to(proxy, target, doing),
@@ -144,7 +141,7 @@ class Dialer:
             )
         if not target.secure:
             return way
-        return _TLS(
+        return TLS(
             self._reactor,
             self._contexts,
             target.host,
@@ -158,10 +155,10 @@ class Dialer:
         name = f"the proxy {proxy.url}"
         named = f"{name} on the way to {target.authority}"
         doing(f"resolving the name of {name} or connecting to it")
-        way = _TCP(self._reactor, proxy.target.host, proxy.target.port, named)
+        way = TCP(self._reactor, proxy.target.host, proxy.target.port, named)
         if not proxy.target.secure:
             return way
-        return _TLS(
+        return TLS(
             self._reactor,
             self._proxy_contexts,
             proxy.target.host,
@@ -224,94 +221,4 @@ class _Endpoint:
         except ConfigError as error:
             raise TLSFailed(str(error)) from error
         except Exception as error:
-            raise ConnectFailed(f"cannot connect to {self._target.authority}: {_words(error)}") from error
-
-
-@implementer(IStreamClientEndpoint)
-class _TCP:
-    """To a host's port; ``name`` is what errors call it."""
-
-    def __init__(self, reactor: Any, host: str, port: int, name: str) -> None:
-        # Without a timeout of its own, which would be kept by the reactor's clock, and that can be set: it would be
-        # over too early, or never. Ours covers it.
-        unlimited: Any = None
-        self._endpoint = HostnameEndpoint(reactor, host, port, timeout=unlimited)
-        self._host = host
-        self._name = name
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        return Deferred.fromCoroutine(self._connect(protocolFactory))
-
-    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        try:
-            protocol = await self._endpoint.connect(factory)
-        except DNSLookupError:
-            unknown = f"the name {self._host} has no address, or the name server did not answer"
-            raise ConnectFailed(f"cannot connect to {self._name}: {unknown}") from None
-        except ConnectError as error:
-            raise ConnectFailed(f"cannot connect to {self._name}: {_words(error)}") from error
-        _send_at_once(protocol)
-        return protocol
-
-
-@implementer(IStreamClientEndpoint)
-class _TLS:
-    """
-    Over another endpoint, with whoever must prove to be ``host``.
-
-    :param starting: called when the handshake begins.
-    :param wrong: says of whom, or on what way, a handshake failed.
-    """
-
-    def __init__(
-        self,
-        reactor: Any,
-        contexts: ContextSource,
-        host: str,
-        inner: IStreamClientEndpoint,
-        *,
-        observe: Callable[[TLSFacts], None],
-        starting: Callable[[], None],
-        wrong: Callable[[str], str],
-    ) -> None:
-        self._reactor = reactor
-        self._contexts = contexts
-        # The trailing dot of an absolute name is for the resolver; certificates and SNI (RFC 6066) have none.
-        self._host = host.rstrip(".")
-        self._inner = inner
-        self._observe = observe
-        self._starting = starting
-        self._wrong = wrong
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        return Deferred.fromCoroutine(self._connect(protocolFactory))
-
-    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        checked = CheckedConnections(self._contexts.current(), self._host)
-        gate: Any = await wrapClientTLS(checked, self._inner, clock=self._reactor).connect(
-            GateFactory(factory, self._host, self._observe)
-        )
-        self._starting()
-        opened: Deferred[IProtocol] = gate.opened
-        try:
-            return await opened
-        except TLSFailed as error:
-            raise TLSFailed(self._wrong(error.fact)) from error
-
-
-def _send_at_once(protocol: Any) -> None:
-    """
-    Turn Nagle's algorithm off (RFC 1122 section 4.2.3.4).
-
-    An ack and then a result are two small writes: with it, the second waits for the peer's delayed acknowledgement of
-    the first, 40 ms on Linux.
-    """
-    set_no_delay = getattr(protocol.transport, "setTcpNoDelay", None)
-    if set_no_delay is not None:
-        set_no_delay(True)
-
-
-def _words(error: Exception) -> str:
-    # A ConnectError's text begins with a sentence for its class; the system's own words say more.
-    said = error.args[0] if isinstance(error, ConnectError) and error.args else None
-    return said if isinstance(said, str) and said else str(error) or type(error).__name__
+            raise ConnectFailed(f"cannot connect to {self._target.authority}: {words(error)}") from error
