@@ -8,7 +8,6 @@ channel -> agent.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -45,7 +44,7 @@ from commsmgr.service import OrderedService, Step
 from commsmgr.session.conversation import Conversation, SettingsArrived
 from commsmgr.session.wire import Decoder
 from commsmgr.spool import PatientOpening, Spool
-from commsmgr.transport.endpoint import Dialer, TLSFacts
+from commsmgr.transport.endpoint import TLSFacts
 from commsmgr.transport.http import HTTPClient
 from commsmgr.transport.websocket import native_acceleration_active
 from commsmgr.urls import Target, backend_name, http_target, websocket_target
@@ -72,7 +71,7 @@ class Run:
         reactor = env.reactor
         self.new_id = IdSource(env.wall, env.random)
         self._identity = Identity(machine_id(config.machine_id), socket.gethostname(), env.version)
-        provider = env.token or credentials.from_config(config.auth, os.environ)
+        provider = env.token or credentials.from_config(config.auth, env.environ)
         self.metrics = Metrics(env.registry, seconds=env.wall)
         self._token = NotedToken(provider, env.redactor, self.metrics)
         self.spool = Spool(config.spool, reactor=reactor, wall=env.wall, executor=env.executor)
@@ -100,9 +99,9 @@ class Run:
         self._decoder: Decoder[FromBackend] = Decoder(
             FromBackend, max_bytes=config.websocket.max_message_bytes, max_depth=config.websocket.max_depth
         )
-        self._dialer = Dialer(reactor, config.tls, observe_tls=self._tls_established)
         self._targets: dict[Target, str] = {}
         self._user_agent = f"commsmgr/{__version__}"
+        self._dialer = env.dialer(self._user_agent, self._tls_established)
         events = LinkEvents(
             registered=self._link_registered,
             ended=self._link_ended,
@@ -303,9 +302,7 @@ class Run:
                 "wheel that has it",
                 event="websocket.slow",
             )
-        # Without TLS anywhere there is nothing to load, and a fleet in one process is spared 13 ms each.
-        if any(target.secure for target in self._targets):
-            self._dialer.check()
+        self._dialer.prepare(self._targets)
 
     async def _open_spool(self) -> None:
         opened = await self.opening.open()

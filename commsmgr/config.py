@@ -78,6 +78,27 @@ class TLS(_Section, frozen=True, kw_only=True):
     ] = ()
 
 
+class Proxy(_Section, frozen=True, kw_only=True):
+    """
+    An HTTP proxy between the agent and its backends. All connections go through it by CONNECT.
+
+    Without `url` the environment says which proxy there is, if any.
+    """
+
+    url: Annotated[
+        str, _said("http:// or https:// (TLS to the proxy itself), host and port; empty: as the environment says")
+    ] = ""
+    username: Annotated[str, _said("who the agent is to the proxy of `url`; empty: no credentials are sent")] = ""
+    password_file: Annotated[str, _said("a file that holds the password; read again for each connection")] = ""
+    no_proxy: Annotated[
+        tuple[str, ...],
+        _said("what is connected to directly: host names with all below them, addresses, networks; each also `:port`"),
+    ] = ("localhost", "127.0.0.0/8", "::1")
+    environment: Annotated[
+        bool, _said("without `url`: obey HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the environment")
+    ] = True
+
+
 class HTTP(_Section, frozen=True, kw_only=True):
     """Requests: heartbeat, inventory, fallback for results, and `send_http`."""
 
@@ -238,6 +259,7 @@ class Config(_Section, frozen=True, kw_only=True):
     stop_deadline: Annotated[float, _seconds("for an orderly stop: flush, goodbye, close", gt=0, le=600)] = 10.0
     auth: Auth = Auth()
     tls: TLS = TLS()
+    proxy: Proxy = Proxy()
     http: HTTP = HTTP()
     websocket: WebSocket = WebSocket()
     reconnect: Reconnect = Reconnect()

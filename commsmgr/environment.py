@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from random import Random
 from typing import Any
 
@@ -16,8 +17,11 @@ from commsmgr.config import Config
 from commsmgr.instants import rfc3339
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.observe.metrics import Metrics
+from commsmgr.proxies import choose
 from commsmgr.redact import Redactor
 from commsmgr.spool import Executor
+from commsmgr.transport.endpoint import Dialer, TLSFacts
+from commsmgr.urls import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class Environment:
     wall: Callable[[], float]
     random: Random
     executor: Executor | None
+    environ: Mapping[str, str]
 
     @property
     def version(self) -> str:
@@ -44,6 +49,19 @@ class Environment:
     def timestamp(self) -> str:
         """Return the time now as RFC 3339, in UTC."""
         return rfc3339(self.wall())
+
+    def dialer(self, user_agent: str, observe_tls: Callable[[Target, TLSFacts], None]) -> Dialer:
+        """Return what opens the connections of one run."""
+        return Dialer(
+            self.reactor,
+            self.config.tls,
+            observe_tls=observe_tls,
+            # Chosen once a run for each target, whatever becomes of the process's environment meanwhile.
+            proxy=cache(partial(choose, self.config.proxy, self.environ)),
+            user_agent=user_agent,
+            wall=self.wall,
+            secret=self.redactor.secret,
+        )
 
 
 class NotedToken:

@@ -18,6 +18,7 @@ Everything that can go wrong, as one tree.
     ├── DeadlineExceeded         the caller's time ran out
     └── TransportError           the way to a backend
         ├── ConnectFailed        no connection: name, route, port, proxy
+        │   └── ProxyRefused     the proxy answered, and opened no way to the backend
         ├── TLSFailed            the peer could not be trusted, or the handshake broke
         ├── UpgradeRefused       HTTP answered, but not with a WebSocket
         ├── ConnectionEnded      an established connection is over
@@ -163,6 +164,26 @@ class ConnectFailed(TransportError):
     """No connection to the backend could be made."""
 
 
+class ProxyRefused(ConnectFailed):
+    """
+    The proxy opened no way to the backend (RFC 9110 section 9.3.6); nothing was sent to it.
+
+    :param status: the HTTP status code that the proxy answered with, or 0 when its answer was no HTTP.
+    :param schemes: by which the proxy would know its clients (Proxy-Authenticate), in lower case.
+    :param retry_after: seconds the proxy asked to wait, or None.
+    """
+
+    advice = "this is the proxy's answer, not the backend's: look at [proxy] or the environment, and at the proxy's log"
+
+    def __init__(
+        self, fact: str = "", *, status: int = 0, schemes: tuple[str, ...] = (), retry_after: float | None = None
+    ) -> None:
+        super().__init__(fact)
+        self.status = status
+        self.schemes = schemes
+        self.retry_after = retry_after
+
+
 TLS_CHECKS: Final = (
     # Of a certificate, by OpenSSL.
     "expired", "not-yet-valid", "issuer", "self-signed", "signature", "chain", "not-a-ca", "purpose",
@@ -211,6 +232,18 @@ class TLSFailed(TransportError):
         self.issuer = issuer
         self.not_before = not_before
         self.not_after = not_after
+
+    def saying(self, fact: str) -> TLSFailed:
+        """Return the same, said in other words."""
+        return TLSFailed(
+            fact,
+            check=self.check,
+            host=self.host,
+            subject=self.subject,
+            issuer=self.issuer,
+            not_before=self.not_before,
+            not_after=self.not_after,
+        )
 
 
 class UpgradeRefused(TransportError):

@@ -8,6 +8,7 @@ started again, and two of them never share anything.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -56,6 +57,7 @@ class Manager(MultiService):
     :param wall: seconds since the epoch.
     :param random: for jitter and ids.
     :param executor: does what may block for the spool; a thread of its own by default.
+    :param environ: where ``auth.token_env`` and, unless ``[proxy]`` says otherwise, proxies are looked up.
     :raise ConfigError: a setting is wrong; it names the key.
     """
 
@@ -75,11 +77,12 @@ class Manager(MultiService):
         wall: Callable[[], float] = time.time,
         random: Random | None = None,
         executor: Executor | None = None,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
         super().__init__()
         self.setName("commsmgr")
         self._environment = Environment(
-            config=settings.check(config, token_provider=token is not None),
+            config=settings.check(config, environ=environ, token_provider=token is not None),
             reactor=steady(reactor),
             registry=CollectorRegistry() if registry is None else registry,
             handler=handler,
@@ -90,6 +93,7 @@ class Manager(MultiService):
             wall=wall,
             random=SystemRandom() if random is None else random,
             executor=executor,
+            environ=environ,
         )
         self._run: Run | None = None
         self._is_stopping = False

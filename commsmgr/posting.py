@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from commsmgr import config
-from commsmgr.errors import BreakerOpen, CommsError, HTTPStatusError
+from commsmgr.errors import BreakerOpen, CommsError, HTTPStatusError, ProxyRefused
 from commsmgr.observe.metrics import Metrics
 from commsmgr.policy.backoff import full_jitter
 from commsmgr.policy.retry import Permanent, Refused, judge
@@ -119,11 +119,12 @@ class Posting:
     def _failed(self, entry: Entry, error: CommsError) -> None:
         self._metrics.message(entry.kind, "out", "failed")
         floor = 0.0
-        if isinstance(error, HTTPStatusError):
+        if isinstance(error, HTTPStatusError | ProxyRefused):
             # 401 after a fresh token: nothing but another token helps, so it is asked for slowly. A redirect and the
-            # like: nothing but another URL does.
+            # like: nothing but another URL does. What a proxy refuses, only who runs it, or the settings, can change.
             hopeless = isinstance(judge(error.status), Permanent | Refused)
-            floor = max(self._refused_delay if hopeless else 0.0, error.retry_after or 0.0)
+            asked = min(error.retry_after or 0.0, self._reconnect.retry_after_cap)
+            floor = max(self._refused_delay if hopeless else 0.0, asked)
         elif isinstance(error, BreakerOpen):
             floor = error.retry_in
         wait = self._back_off(floor)

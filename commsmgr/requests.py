@@ -28,6 +28,7 @@ from commsmgr.errors import (
     HTTPStatusError,
     NotRunning,
     PeerViolation,
+    ProxyRefused,
     TokenError,
     TransportError,
 )
@@ -253,7 +254,9 @@ class Requests:
                 if request.check is not None and 200 <= response.status < 300:
                     request.check(response)
             except (TransportError, DeadlineExceeded) as failed:
-                outcome, error, wanted = failed, failed, None
+                outcome, error = failed, failed
+                asked = failed.retry_after if isinstance(failed, ProxyRefused) else None
+                wanted = None if asked is None else min(asked, self._reconnect.retry_after_cap)
             else:
                 outcome = response.status
                 wanted = parse_retry_after(

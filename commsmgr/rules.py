@@ -14,7 +14,9 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
-from commsmgr.config import TLS, Auth, Backend, Config, Observe
+from commsmgr import noproxy, proxies
+from commsmgr.config import TLS, Auth, Backend, Config, Observe, Proxy
+from commsmgr.errors import ConfigError
 from commsmgr.headers import MAX_TOKEN, mistakes, token_mistake
 from commsmgr.shape import Mistake, key_text
 from commsmgr.urls import Target, backend_name, http_target, listen_address, websocket_target
@@ -31,7 +33,7 @@ def broken(config: Config, environ: Mapping[str, str], token_provider: bool) -> 
     """
     Return every rule that ``config``, whose values have the right types, breaks.
 
-    :param environ: where ``auth.token_env`` is looked up.
+    :param environ: where ``auth.token_env`` and proxies are looked up.
     :param token_provider: whether code supplies a token provider, which counts as a source of tokens.
     """
     sources = [f"auth.{name}" for name in TOKEN_SOURCES if getattr(config.auth, name)]
@@ -39,6 +41,7 @@ def broken(config: Config, environ: Mapping[str, str], token_provider: bool) -> 
         *_backend_rules(config.backends, bool(sources) or token_provider),
         *_token_rules(config.auth, sources + ["a token provider"] * token_provider, environ),
         *_tls_rules(config.tls),
+        *_proxy_rules(config, environ),
         *_header_rules(config.http.headers),
         *_range_rules(config),
         *_observe_rules(config.observe),
@@ -131,6 +134,45 @@ def _tls_rules(tls: TLS) -> Iterator[Mistake]:
             yield f"tls.pins[{index}]", f"expected sha256// and a SHA-256 in base64, found {json.dumps(pin[:60])}"
         elif pin in tls.pins[:index]:
             yield f"tls.pins[{index}]", f"is the same as tls.pins[{tls.pins.index(pin)}]"
+
+
+def _proxy_rules(config: Config, environ: Mapping[str, str]) -> Iterator[Mistake]:
+    proxy = config.proxy
+    for index, entry in enumerate(proxy.no_proxy):
+        if wrong := noproxy.mistake(entry):
+            yield f"proxy.no_proxy[{index}]", f"{wrong}, found {json.dumps(entry[:60])}"
+    yield from _proxy_credential_rules(proxy)
+    told: set[str] = set()
+    for parse in (http_target, websocket_target):
+        for backend in config.backends:
+            try:
+                target = parse(backend)
+            except ValueError:  # told by the backends' own rules
+                continue
+            try:
+                proxies.choose(proxy, environ, target)
+            except ConfigError as error:
+                if error.key not in told:
+                    yield error.key, error.mistake
+                told.add(error.key)
+
+
+def _proxy_credential_rules(proxy: Proxy) -> Iterator[Mistake]:
+    for name in ("username", "password_file"):
+        if getattr(proxy, name) and not proxy.url:
+            yield f"proxy.{name}", "is of no use without proxy.url"
+    if proxy.password_file and not proxy.username:
+        yield "proxy.password_file", "is of no use without proxy.username"
+    if wrong := proxies.credential_mistake(proxy.username, ""):
+        yield "proxy.username", wrong
+    if proxy.password_file:
+        # Quoted only when it looks like a path: people paste the password itself into the wrong option.
+        name = proxy.password_file if "/" in proxy.password_file else "the file"
+        try:
+            with _regular(proxy.password_file) as file:
+                file.read(1)
+        except OSError as error:
+            yield "proxy.password_file", f"{name} cannot be read: {why(error)}"
 
 
 def _regular(path: str) -> BinaryIO:

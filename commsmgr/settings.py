@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from commsmgr import proxies
 from commsmgr.config import Auth, Config, Spool
 from commsmgr.errors import ConfigError
 from commsmgr.rules import TOKEN_SOURCES, broken, why
@@ -44,7 +45,7 @@ def load(path: str, environ: Mapping[str, str]) -> Config:
     """
     Read the configuration file at ``path``.
 
-    :param environ: where ``auth.token_env``, ``COMMSMGR_TOKEN`` and ``COMMSMGR_TOKEN_FILE`` are looked up.
+    :param environ: where ``auth.token_env``, ``COMMSMGR_TOKEN``, ``COMMSMGR_TOKEN_FILE`` and proxies are looked up.
     :raise ConfigError: the file cannot be read or is wrong.
     """
     return from_toml(_read(path), source=path, environ=environ)
@@ -89,7 +90,7 @@ def check(
     """
     Check a configuration, whether built by code or read from a file, and return it in normal form.
 
-    :param environ: where ``auth.token_env`` is looked up.
+    :param environ: where ``auth.token_env`` and proxies are looked up.
     :param token_provider: whether code supplies a token provider, which counts as a source of tokens.
     :raise ConfigError: something is wrong; ``others`` holds what else is.
     """
@@ -140,12 +141,14 @@ def _raise_for(mistakes: list[Mistake], source: str, origin: str = "") -> None:
 
     :param origin: the environment variable that stands behind ``auth.token_file`` or ``auth.token_env``, if one does.
     """
-    errors = [
-        ConfigError(fact, key=origin, source="environment")
-        if origin and key.startswith("auth.token_")
-        else ConfigError(fact, key=key, source=source)
-        for key, fact in mistakes
-    ]
+    errors = []
+    for key, fact in mistakes:
+        if origin and key.startswith("auth.token_"):
+            errors.append(ConfigError(fact, key=origin, source="environment"))
+        elif key in proxies.VARIABLES:
+            errors.append(ConfigError(fact, key=key, source="environment"))
+        else:
+            errors.append(ConfigError(fact, key=key, source=source))
     if errors:
         first, *others = errors
         raise ConfigError(mistakes[0][1], key=first.key, source=first.source, others=tuple(others))

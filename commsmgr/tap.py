@@ -120,6 +120,7 @@ def _anchored(config: Config) -> Config:
         config,
         auth=absolute(config.auth, "token_file"),
         tls=absolute(config.tls, "ca_file", "certificate", "key"),
+        proxy=absolute(config.proxy, "password_file"),
         spool=absolute(config.spool, "path"),
     )
 

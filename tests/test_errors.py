@@ -49,6 +49,7 @@ class ErrorTests(SynchronousTestCase):
             retryable,
             {
                 "QueueFull", "SpoolWriteFailed", "TokenError", "DeadlineExceeded", "TransportError", "ConnectFailed",
+                "ProxyRefused",
                 "TLSFailed", "UpgradeRefused", "ConnectionEnded", "ClosedByPeer", "PeerSilent", "PeerViolation",
                 "BreakerOpen", "HTTPStatusError",
             },

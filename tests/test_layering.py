@@ -17,7 +17,7 @@ LONGEST = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "redact", "urls", "status",
-        "reference", "shape", "rules", "settings", "waiters",
+        "reference", "shape", "rules", "settings", "waiters", "noproxy", "proxies",
         "clock", "process", "lazy", "instants",
     ),
     ("policy/", "session/"),

@@ -223,6 +223,8 @@ class ReasonTests(SynchronousTestCase):
             (None, "ok"),
             (errors.HTTPStatusError(status=401), "http-401"),
             (errors.HTTPStatusError(status=418), "http-4xx"),
+            (errors.ConnectFailed(), "connect-failed"),
+            (errors.ProxyRefused(status=407), "proxy-refused"),
             (errors.UpgradeRefused(status=503), "upgrade-503"),
             (errors.UpgradeRefused(status=302), "upgrade-3xx"),
             (errors.UpgradeRefused(status=0), "upgrade-other"),

@@ -92,6 +92,16 @@ class ReconnectTests(SynchronousTestCase):
                 self.assertEqual(self.bounds(errors.UpgradeRefused(status=status)), bounds, status)
         self.assertEqual(self.bounds(errors.HTTPStatusError(status=403)), self.refused)
 
+    def test_refused_by_a_proxy(self) -> None:
+        """A proxy's refusal is paced like a backend's, but for 401, which is not about our token: always slowly."""
+        for status in (0, 302, 408, 429, 500, 502, 503, 504):
+            self.assertEqual(self.bounds(errors.ProxyRefused(status=status)), self.usual, status)
+        for status in (400, 401, 403, 404, 405, 407):
+            for attempt in (0, 1, 7):
+                self.assertEqual(self.bounds(errors.ProxyRefused(status=status), attempt), self.refused, status)
+        self.assertEqual(self.bounds(errors.ProxyRefused(status=503, retry_after=100.0), 0), (100.0, 121.0))
+        self.assertEqual(self.bounds(errors.ProxyRefused(status=503, retry_after=1e9)), (300.0, 368.0))
+
     def test_first_refused_token(self) -> None:
         """After the first 401 in a row a fresh token is tried soon; from the second one on there is no haste."""
         for error in (errors.UpgradeRefused(status=401), errors.ClosedByPeer(code=4401)):

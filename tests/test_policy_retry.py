@@ -72,6 +72,16 @@ class JudgeTests(SynchronousTestCase):
         self.assertEqual(judge(errors.HTTPStatusError(status=503, retry_after=9.0)), RetryAfter(9.0))
         self.assertEqual(judge(errors.HTTPStatusError(status=503), retry_after=4.0), RetryAfter(4.0))
 
+    def test_proxies(self) -> None:
+        """What a proxy refuses is never about the token, and never done; what may pass is tried again in its time."""
+        for status in (200, 204, 301, 400, 401, 403, 404, 405, 407, 501, 505):
+            self.assertEqual(judge(errors.ProxyRefused("said no", status=status)), Permanent("said no"), status)
+        for status in (0, 408, 425, 429, 500, 502, 503, 504):
+            self.assertEqual(judge(errors.ProxyRefused(status=status)), RetryAfter(0.0), status)
+            self.assertEqual(judge(errors.ProxyRefused(status=status, retry_after=7.0)), RetryAfter(7.0), status)
+        self.assertEqual(judge(errors.ProxyRefused(status=503, retry_after=1e9), retry_after=60.0), RetryAfter(60.0))
+        self.assertTrue(counts_against_backend(errors.ProxyRefused(status=407)))
+
     def test_an_upgrade_is_never_done(self) -> None:
         """A refused upgrade is no success, even when a captive portal answered it with 200."""
         self.assertEqual(judge(errors.UpgradeRefused(status=200)), RetryAfter(0.0))

@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
-from commsmgr.errors import ConnectFailed, PeerViolation, TokenError
+from commsmgr.errors import ConnectFailed, PeerViolation, ProxyRefused, TokenError
 from commsmgr.posting import PATHS, Posting
 from commsmgr.spool import Entry
 from commsmgr.transport.http import HTTPResponse
@@ -256,6 +256,16 @@ class PaceTests(_PostingTests):
             self.http.script = [status] * 2
             self.assertTrue(self.sent())
             self.assertTrue(60 <= self.posting.wait <= 61, status)
+
+    def test_refused_by_a_proxy(self) -> None:
+        """A proxy's refusal judges no entry; where only somebody can mend it the lane waits long, else as asked."""
+        for status, asked, least in ((407, None, 60), (401, None, 60), (403, 90.0, 90), (503, 9.0, 9), (503, 1e9, 100)):
+            self.build()
+            self.http.script = [ProxyRefused("no", status=status, retry_after=asked)]
+            self.assertTrue(self.sent())
+            self.assertEqual((self.buried, self.lane.taken), ([], 0))
+            wait = self.next_wait()
+            self.assertTrue(least <= wait <= least + 1, (status, wait))
 
     def test_hopeless_and_retry_after(self) -> None:
         """Of both floors the higher one counts."""

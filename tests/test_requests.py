@@ -19,6 +19,7 @@ from commsmgr.errors import (
     HTTPStatusError,
     NotRunning,
     PeerViolation,
+    ProxyRefused,
     TokenError,
 )
 from commsmgr.requests import not_html
@@ -120,6 +121,22 @@ class AttemptTests(_RequestTests):
         for field, least in (("20", 20), ("7200", 100)):
             self.http.calls.clear()
             self.http.script = [answer(429, {"retry-after": field})]
+            waiting = self.send()
+            pass_time(self.clock, 200)
+            self.successResultOf(waiting)
+            self.assertTrue(least <= self.waits[0] <= least + 1, self.waits)
+
+    def test_refused_by_a_proxy(self) -> None:
+        """A proxy's refusal is final at once where only somebody else can mend it, and never the token's fault."""
+        for status in (401, 403, 407):
+            self.http.calls.clear()
+            self.http.script = [ProxyRefused("no", status=status)]
+            self.assertEqual(self.error(self.send(), ProxyRefused).status, status)
+            self.assertEqual(len(self.http.calls), 1)
+        self.assertEqual(self.house.token.refusals, [])
+        for asked, least in ((20.0, 20), (7200.0, 100)):
+            self.http.calls.clear()
+            self.http.script = [ProxyRefused("not now", status=503, retry_after=asked)]
             waiting = self.send()
             pass_time(self.clock, 200)
             self.successResultOf(waiting)

@@ -43,6 +43,7 @@ _COMMAND_BUCKETS = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.PeerSilent, "peer-silent"),
     (errors.ConnectionEnded, "connection-ended"),
+    (errors.ProxyRefused, "proxy-refused"),
     (errors.ConnectFailed, "connect-failed"),
     (errors.TLSFailed, "tls-failed"),
     (errors.PeerViolation, "peer-violation"),

@@ -5,9 +5,10 @@ How long to wait before the next WebSocket attempt, by what ended the last one.
 what ended it                                  pace          wait in seconds
 =============================================  ============  =========================================================
 close 1008, 4400 to 4499;                      ``REFUSED``   around ``refused_delay``: from half of it to one and a
-upgrade answered with 4xx                                    half
+upgrade, or a proxy's CONNECT, answered with                 half
+4xx
 – but close 4408, 4425, 4429;                  ``USUAL``     full jitter
-upgrade answered with 408, 425, 429
+upgrade or CONNECT answered with 408, 425, 429
 – but close 4401, upgrade answered with 401,   ``USUAL``     full jitter: the next attempt bears a fresh token
 in the first attempt
 close 1011, 1013                               ``TROUBLED``  ``TROUBLED_FLOOR`` times the base, and full jitter
@@ -28,7 +29,7 @@ from random import Random
 from typing import Final
 
 from commsmgr.config import Reconnect
-from commsmgr.errors import BreakerOpen, ClosedByPeer, CommsError, HTTPStatusError, UpgradeRefused
+from commsmgr.errors import BreakerOpen, ClosedByPeer, CommsError, HTTPStatusError, ProxyRefused, UpgradeRefused
 from commsmgr.policy.backoff import full_jitter
 
 TROUBLED_FLOOR: Final = 5.0
@@ -85,7 +86,11 @@ def delay(error: CommsError, attempt: int, *, settings: Reconnect, refused_delay
 def _asked_for(error: CommsError) -> float:
     """Return for how many seconds the backend, or our breaker on its behalf, asked to be left alone."""
     match error:
-        case UpgradeRefused(retry_after=seconds) | HTTPStatusError(retry_after=seconds):
+        case (
+            UpgradeRefused(retry_after=seconds)
+            | HTTPStatusError(retry_after=seconds)
+            | ProxyRefused(retry_after=seconds)
+        ):
             return seconds or 0.0
         case BreakerOpen(retry_in=seconds):
             return seconds
@@ -98,6 +103,9 @@ def _pace(error: CommsError, attempt: int) -> _Pace:
             pace = _BY_CLOSE_CODE.get(code, _Pace.USUAL)
         case UpgradeRefused(status=code) | HTTPStatusError(status=code):
             pace = _BY_STATUS.get(code, _Pace.USUAL)
+        case ProxyRefused(status=code):
+            # Its 401 is about the agent's credentials for the proxy: no fresh token helps.
+            return _BY_STATUS.get(code, _Pace.USUAL)
         case _:
             return _Pace.USUAL
     return _Pace.USUAL if attempt == 0 and code in _WORTH_A_FRESH_TOKEN else pace

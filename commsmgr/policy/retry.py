@@ -12,6 +12,7 @@ other 5xx                                        ``RetryAfter``
 a number that is no status                       ``RetryAfter``  counts as 5xx (RFC 9110 section 15)
 1xx, 3xx, other 4xx                              ``Permanent``   a redirect is never followed: the token would travel
 an error that bears a status                     by its status
+a proxy that opens no way to the backend         by its status, but 401 is ``Permanent``: it is not about our token
 another error                                    ``RetryAfter`` if it is ``retryable``, else ``Permanent``
 ===============================================  ==============  =====================================================
 """
@@ -31,6 +32,7 @@ from commsmgr.errors import (
     CommsError,
     DeadlineExceeded,
     HTTPStatusError,
+    ProxyRefused,
     TransportError,
     UpgradeRefused,
 )
@@ -80,6 +82,9 @@ def judge(outcome: int | CommsError, *, retry_after: float | None = None) -> Ver
             return _judge_status(outcome, retry_after or 0.0)
         case HTTPStatusError(status=status, retry_after=asked):
             return _judge_status(status, retry_after or asked or 0.0)
+        case ProxyRefused(status=status, retry_after=asked):
+            verdict = _judge_status(status, retry_after or asked or 0.0)
+            return verdict if isinstance(verdict, RetryAfter) else Permanent(outcome.fact)
         case BreakerOpen(retry_in=seconds):
             return RetryAfter(seconds)
     return RetryAfter(retry_after or 0.0) if outcome.retryable else Permanent(outcome.fact)

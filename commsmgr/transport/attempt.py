@@ -75,7 +75,7 @@ _FROM: Final = {
 
 _DOING: Final = {
     Phase.PREPARING: "waiting for the request's headers (the token)",
-    Phase.CONNECTING: "connecting (name, TCP, TLS)",
+    Phase.CONNECTING: "connecting (name, TCP, TLS, and the proxy if there is one)",
     Phase.UPGRADING: "waiting for the answer to the WebSocket upgrade",
 }
 

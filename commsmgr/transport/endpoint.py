@@ -1,35 +1,49 @@
 """
-The way to a backend: name, addresses, TCP, TLS, identity.
+The way to a backend: name, addresses, TCP, a proxy, TLS, identity.
 
-HTTP and WebSocket connections are opened here and nowhere else, so both refuse the same peers, in the same words. Names
-are resolved by the reactor's resolver, addresses tried side by side (RFC 8305), all of it under one deadline: a name
-server or a peer that says nothing costs ``timeout`` seconds and no more.
+HTTP and WebSocket connections are opened here and nowhere else, so both refuse the same peers, in the same words, and
+both obey the same choice of proxies. Names are resolved by the reactor's resolver, addresses tried side by side (RFC
+8305), all of it under one deadline: a name server or a peer that says nothing costs ``timeout`` seconds and no more.
+
+::
+
+    TCP ----------------------------------------------> [TLS with the backend]
+    TCP to the proxy -> [TLS with the proxy] -> CONNECT -> [TLS with the backend]
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
+import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from commsmgr.config import TLS
+from commsmgr import config
 from commsmgr.errors import ConfigError, ConnectFailed, DeadlineExceeded, TLSFailed, TransportError
 from commsmgr.instants import shown
 from commsmgr.policy.burst import Burst
+from commsmgr.proxies import Proxy
 from commsmgr.transport.deadline import within
-from commsmgr.transport.gate import CheckedConnections, GateFactory
+from commsmgr.transport.layers import TCP, TLS, words
 from commsmgr.transport.peer import TLSFacts
+from commsmgr.transport.proxy import ProxiedEndpoint
 from commsmgr.transport.tls import ContextSource
+from commsmgr.transport.tunnel import authority
 from commsmgr.urls import Target
 
 __all__ = ["Dialer", "TLSFacts"]
+
+SOONER: Final = 0.05
+"""
+Seconds by which an attempt ends before its time is over. Whoever waits has a deadline for the same moment, and could
+only say that there is no connection: what was being waited for, and at whose door, is known here.
+"""
 
 
 class Dialer:
@@ -37,30 +51,74 @@ class Dialer:
     Opens every connection to a backend.
 
     :param reactor: IReactorTCP, IReactorTime and IReactorPluggableNameResolver.
-    :param tls: how far a backend must prove who it is.
-    :param observe_tls: told of each completed and accepted handshake; what it raises is logged and changes nothing.
+    :param tls: how far a backend, and a proxy to which TLS is spoken, must prove who it is.
+    :param observe_tls: told of each completed and accepted handshake with a backend; what it raises is logged and
+        changes nothing.
+    :param proxy: says through which proxy a target is reached; None for none.
+    :param user_agent: how the agent calls itself to a proxy.
+    :param wall: seconds since the epoch, for dates that a proxy sends.
+    :param secret: told of a proxy's password before it is sent.
     """
 
     log = Logger()
 
     def __init__(
-        self, reactor: Any, tls: TLS, *, observe_tls: Callable[[Target, TLSFacts], None] | None = None
+        self,
+        reactor: Any,
+        tls: config.TLS,
+        *,
+        observe_tls: Callable[[Target, TLSFacts], None] | None = None,
+        proxy: Callable[[Target], Proxy | None] = lambda target: None,
+        user_agent: str = "commsmgr",
+        wall: Callable[[], float] = time.time,
+        secret: Callable[[str], None] = lambda secret: None,
     ) -> None:
         self._reactor = reactor
         self._contexts = ContextSource(tls)
+        # Like the agent's certificate, pins are for backends.
         self._pins = frozenset(tls.pins)
+        # The agent's certificate says to backends who it is. A proxy need not know.
+        self._proxy_contexts = ContextSource(msgspec.structs.replace(tls, certificate="", key=""))
         self._observe_tls = observe_tls
+        self._proxy = proxy
+        self._user_agent = user_agent
+        self._wall = wall
+        self._secret = secret
         self._burst = Burst(reactor.seconds)
 
     def check(self) -> None:
         """
-        Read the TLS files now, and log what is likely to be regretted.
+        Read the TLS files now.
 
         :raise ConfigError: it names the file and what is wrong with it.
         """
         self._contexts.load()
         for detail in self._contexts.warnings():
             self.log.warn("{detail}", event="tls.warning", detail=detail)
+
+    def prepare(self, targets: Mapping[Target, str]) -> None:
+        """
+        Log which backend is reached through which proxy, and read the TLS files if any connection needs them.
+
+        :param targets: the backends' names.
+        :raise ConfigError: a file cannot be used, or what the environment says of proxies cannot.
+        """
+        needed = False
+        for target, name in targets.items():
+            proxy = self._proxy(target)
+            if proxy is not None:
+                self.log.info(
+                    "{backend}: {scheme} goes through the proxy {proxy} ({origin})",
+                    event="proxy.chosen",
+                    backend=name,
+                    scheme=target.scheme,
+                    proxy=proxy.url,
+                    origin=proxy.origin,
+                )
+            needed = needed or target.secure or (proxy is not None and proxy.target.secure)
+        # Without TLS anywhere there is nothing to load, and a fleet in one process is spared 13 ms each.
+        if needed:
+            self.check()
 
     def endpoint(self, target: Target, *, timeout: float) -> IStreamClientEndpoint:
         """
@@ -72,17 +130,57 @@ class Dialer:
 
         :param timeout: seconds for name, connection, TLS and identity together.
         """
-        return _Endpoint(self._reactor, self._contexts, self._pins, target, timeout, self._observe, self._refused)
+        return _Endpoint(self._reactor, target, timeout, self._way, self._refused)
+
+    def _way(self, target: Target, doing: Callable[[str], None]) -> IStreamClientEndpoint:
+        """Return the layers between the reactor and the protocol, without the deadline."""
+        proxy = self._proxy(target)
+        if proxy is None:
+            way: IStreamClientEndpoint = TCP(self._reactor, target.host, target.port, target.authority)
+        else:
+            way = ProxiedEndpoint(
+                self._way_to(proxy, target, doing),
+                proxy,
+                authority(target.host, target.port),
+                user_agent=self._user_agent,
+                wall=self._wall,
+                secret=self._secret,
+                doing=doing,
+            )
+        if not target.secure:
+            return way
+        return TLS(
+            self._reactor,
+            self._contexts,
+            target.host,
+            way,
+            pins=self._pins,
+            observe=lambda facts: self._observe(target, facts),
+            refused=lambda error: self._refused(target, error),
+            starting=lambda: doing("in the TLS handshake" + (f" through the proxy {proxy.url}" if proxy else "")),
+            wrong=lambda fact: f"{fact}; it was spoken to through the proxy {proxy.url}" if proxy else fact,
+        )
+
+    def _way_to(self, proxy: Proxy, target: Target, doing: Callable[[str], None]) -> IStreamClientEndpoint:
+        name = f"the proxy {proxy.url}"
+        named = f"{name} on the way to {target.authority}"
+        doing(f"resolving the name of {name} or connecting to it")
+        way = TCP(self._reactor, proxy.target.host, proxy.target.port, named)
+        if not proxy.target.secure:
+            return way
+        return TLS(
+            self._reactor,
+            self._proxy_contexts,
+            proxy.target.host,
+            way,
+            observe=lambda facts: self._log(proxy.url, facts),
+            refused=lambda error: self._refused(target, error),
+            starting=lambda: doing(f"in the TLS handshake with {name}"),
+            wrong=lambda fact: f"TLS with {named}: {fact}",
+        )
 
     def _observe(self, target: Target, facts: TLSFacts) -> None:
-        self.log.debug(
-            "{authority}: {version} {cipher}, certificate {subject}",
-            event="tls.established",
-            authority=target.authority,
-            version=facts.version,
-            cipher=facts.cipher,
-            subject=facts.subject,
-        )
+        self._log(target.authority, facts)
         if self._observe_tls is not None:
             with self.log.failuresHandled("observer of TLS facts failed", event="tls.observer.failed"):
                 self._observe_tls(target, facts)
@@ -104,31 +202,40 @@ class Dialer:
                 suppressed=held_back,
             )
 
+    def _log(self, authority: str, facts: TLSFacts) -> None:
+        self.log.debug(
+            "{authority}: {version} {cipher}, certificate {subject}",
+            event="tls.established",
+            authority=authority,
+            version=facts.version,
+            cipher=facts.cipher,
+            subject=facts.subject,
+        )
+
 
 @implementer(IStreamClientEndpoint)
 class _Endpoint:
+    """One attempt: all layers, under the deadline."""
+
     def __init__(
         self,
         reactor: Any,
-        contexts: ContextSource,
-        pins: frozenset[str],
         target: Target,
         timeout: float,
-        observe: Callable[[Target, TLSFacts], None],
+        way: Callable[[Target, Callable[[str], None]], IStreamClientEndpoint],
         refused: Callable[[Target, TLSFailed], None],
     ) -> None:
         self._reactor = reactor
-        self._contexts = contexts
-        self._pins = pins
         self._target = target
         self._timeout = timeout
-        self._observe = observe
-        self._refused = refused
         self._doing = "resolving its name or connecting"
+        self._way = way
+        self._refused = refused
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; see :meth:`Dialer.endpoint`."""
-        connecting = within(self._reactor, self._timeout, self._connect(protocolFactory), self._expired)
+        seconds = self._timeout - min(SOONER, self._timeout / 2)
+        connecting = within(self._reactor, seconds, self._connect(protocolFactory), self._expired)
         return connecting.addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> Failure:
@@ -139,55 +246,15 @@ class _Endpoint:
     def _expired(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"{self._target.authority} not reached within {self._timeout:g} s: still {self._doing}")
 
+    def _does(self, what: str) -> None:
+        self._doing = what
+
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        target = self._target
         try:
-            # Without a timeout of its own, which would be kept by the reactor's clock, and that can be set: it would be
-            # over too early, or never. Ours covers it.
-            unlimited: Any = None
-            tcp = HostnameEndpoint(self._reactor, target.host, target.port, timeout=unlimited)
-            if not target.secure:
-                protocol = await tcp.connect(factory)
-                _send_at_once(protocol)
-                return protocol
-            # The trailing dot of an absolute name is for the resolver; certificates and SNI (RFC 6066) have none.
-            host = target.host.rstrip(".")
-            secured = wrapClientTLS(CheckedConnections(self._contexts.current(), host), tcp, clock=self._reactor)
-            gates = GateFactory(
-                factory,
-                host,
-                lambda facts: self._observe(target, facts),
-                pins=self._pins,
-                refused=lambda error: self._refused(target, error),
-            )
-            gate: Any = await secured.connect(gates)
-            self._doing = "in the TLS handshake"
-            _send_at_once(gate)
-            opened: Deferred[IProtocol] = gate.opened
-            return await opened
+            return await self._way(self._target, self._does).connect(factory)
         except TransportError:
             raise
         except ConfigError as error:
-            raise TLSFailed(str(error), check="files", host=target.host) from error
-        except DNSLookupError:
-            raise ConnectFailed(f"the name {target.host} has no address, or the name server did not answer") from None
+            raise TLSFailed(str(error), check="files", host=self._target.host) from error
         except Exception as error:
-            raise ConnectFailed(f"cannot connect to {target.authority}: {_words(error)}") from error
-
-
-def _send_at_once(protocol: Any) -> None:
-    """
-    Turn Nagle's algorithm off (RFC 1122 section 4.2.3.4).
-
-    An ack and then a result are two small writes: with it, the second waits for the peer's delayed acknowledgement of
-    the first, 40 ms on Linux.
-    """
-    set_no_delay = getattr(protocol.transport, "setTcpNoDelay", None)
-    if set_no_delay is not None:
-        set_no_delay(True)
-
-
-def _words(error: Exception) -> str:
-    # A ConnectError's text begins with a sentence for its class; the system's own words say more.
-    said = error.args[0] if isinstance(error, ConnectError) and error.args else None
-    return said if isinstance(said, str) and said else str(error) or type(error).__name__
+            raise ConnectFailed(f"cannot connect to {self._target.authority}: {words(error)}") from error

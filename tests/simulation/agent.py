@@ -86,6 +86,7 @@ class Agent(Process):
             wall=self.wall,
             random=self.random("manager"),
             executor=Disks(self.reactor, self.random("spool")),
+            environ={},
         )
         self.note("starting")
         self.manager.startService()
