@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "redact", "urls", "status",
         "reference", "shape", "rules", "settings", "waiters",
-        "clock", "process", "lazy", "instants", "browsers",
+        "clock", "process", "privileges", "lazy", "instants", "browsers",
     ),
     ("policy/", "session/"),
     ("spool/", "transport/", "credentials", "machine", "sources", "psutil_source"),
