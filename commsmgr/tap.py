@@ -26,6 +26,7 @@ from commsmgr.handlers import BuiltinHandler
 from commsmgr.manager import Manager
 from commsmgr.observe.logs import make_observer
 from commsmgr.redact import Redactor
+from commsmgr.systemd import SystemdNotify
 from commsmgr.transport.tls import ContextSource
 from commsmgr.urls import backend_name, http_target, websocket_target
 
@@ -221,6 +222,7 @@ def makeService(options: Options) -> Service:
     )
     manager.setServiceParent(root)
     Watch(manager, reactor).setServiceParent(root)
+    SystemdNotify(manager, reactor=reactor).setServiceParent(root)
     return root
 
 
