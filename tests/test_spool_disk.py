@@ -337,6 +337,21 @@ class DamageTests(OnDisk):
 class FailingDiskTests(OnDisk):
     """A full or failing disk refuses with a typed error, loses nothing, and recovers by itself."""
 
+    async def test_answers(self) -> None:
+        """The writer goes on answering a watchdog on a disk that refuses everything, and before and after its life."""
+        spool = self.spool()
+        await spool.answer()
+        await spool.open()
+        first = await self.event(spool, "a")
+        await self.in_writer(spool, lambda: self.break_writes(spool))
+        await self.assertFailure(self.event(spool, "b", b"x" * 100_000), SpoolWriteFailed)
+        self.assertIn("full", spool.trouble)
+        await spool.answer()
+        await self.in_writer(spool, lambda: self.break_writes(spool, 1 << 30))
+        await spool.outbox.forget([first])
+        await spool.close()
+        await spool.answer()
+
     async def test_full(self) -> None:
         """While the disk is full submissions fail; what was accepted stays; afterwards all goes on."""
         spool = self.spool()
