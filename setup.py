@@ -55,7 +55,7 @@ setup(
     # No package "twisted" here: that one belongs to Twisted, which looks for plugins in every "twisted/plugins"
     # directory on the path, and there must be no __init__.py in ours.
     packages=[*find_packages(include=["commsmgr", "commsmgr.*"]), "twisted.plugins"],
-    package_data={"commsmgr": ["py.typed"], "commsmgr.backend": ["*.html", "*.css", "*.js"]},
+    package_data={"commsmgr": ["py.typed", "data/*.service"], "commsmgr.backend": ["*.html", "*.css", "*.js"]},
     entry_points={"console_scripts": ["commsmgr = commsmgr.cli:main"]},
     zip_safe=False,
     # An editable install puts this directory on the path. Setuptools' own way maps the packages one by one, and Twisted

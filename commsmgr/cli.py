@@ -1,5 +1,6 @@
 """
-``commsmgr``: what an operator asks of the files that an agent leaves. The agent itself is run by ``twistd commsmgr``.
+``commsmgr``: what an operator asks of the files that an agent leaves, and a unit for systemd. The agent itself is run
+by ``twistd commsmgr``.
 
 Answers go to standard output, a JSON object a line; an error is one sentence on standard error. Nothing here needs the
 network or a reactor, and none of that is imported, so that an answer is there at once.
@@ -17,6 +18,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import TextIOWrapper
 from typing import TextIO
 
+from commsmgr import unit
 from commsmgr._version import __version__
 from commsmgr.errors import CommsError, ConfigError
 from commsmgr.redact import single_line
@@ -38,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"commsmgr {__version__}")
-    commands.add(top.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    subcommands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add(subcommands)
+    unit.add(subcommands)
     return top
 
 

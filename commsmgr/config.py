@@ -235,6 +235,9 @@ class Observe(_Section, frozen=True, kw_only=True):
         str,
         _said("address of /metrics, /healthz, /readyz and /status as `host:port`, port 0 for any; empty: none"),
     ] = ""
+    public: Annotated[
+        bool, _said("allow listen to be another address than loopback: whoever reaches it sees the page, unasked")
+    ] = False
     log_format: Annotated[Literal["text", "json"], _said("form of the log lines under twistd")] = "text"
     log_level: Annotated[
         Literal["debug", "info", "warn", "error"], _said("debug also shows attempts, timings and TLS details")

@@ -219,6 +219,15 @@ class Manager(MultiService):
             return succeed(None)
         return self._starting.wait()
 
+    def alive(self) -> Deferred[None]:
+        """
+        Fire when the spool's writer has come round and the reactor has turned: a sign of life for a watchdog.
+
+        A disk that hangs keeps it from firing; one that is full or fails does not, nor does a backend that is away.
+        Without an open spool (while its disk is waited for, say) it fires at once. Cancelling is harmless.
+        """
+        return succeed(None) if self._run is None else self._run.spool.answer()
+
     def _is_connected(self) -> None:
         self._connected.fire(self.status())
 

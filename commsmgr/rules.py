@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 from commsmgr import noproxy, proxies
+from commsmgr.browsers import names_loopback
 from commsmgr.config import TLS, Auth, Backend, Config, Observe, Proxy
 from commsmgr.errors import ConfigError
 from commsmgr.headers import MAX_TOKEN, mistakes, token_mistake
@@ -199,9 +200,12 @@ def _range_rules(config: Config) -> Iterator[Mistake]:
 def _observe_rules(observe: Observe) -> Iterator[Mistake]:
     if observe.listen:
         try:
-            listen_address(observe.listen)
+            host, _ = listen_address(observe.listen)
         except ValueError as error:
             yield "observe.listen", f"{error}, found {json.dumps(observe.listen[:60])}"
+        else:
+            if not observe.public and not names_loopback(f"[{host}]" if ":" in host else host):
+                yield "observe.listen", _PUBLISHED.format(host)
     for index, pattern in enumerate(observe.redact):
         try:
             empty = re.compile(pattern).search("")
@@ -210,6 +214,11 @@ def _observe_rules(observe: Observe) -> Iterator[Mistake]:
         else:
             if empty:
                 yield f"observe.redact[{index}]", "matches even the empty string, so it would replace everything"
+
+
+_PUBLISHED = (
+    "{} is not loopback, and the page has neither password nor TLS: listen on 127.0.0.1, or set observe.public = true"
+)
 
 
 def why(error: Exception) -> str:

@@ -18,7 +18,7 @@ from twisted.python.logfile import LogFile
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
-from commsmgr import process, settings
+from commsmgr import privileges, process, settings
 from commsmgr.clock import steady
 from commsmgr.config import Config
 from commsmgr.errors import ConfigError
@@ -26,11 +26,15 @@ from commsmgr.handlers import BuiltinHandler
 from commsmgr.manager import Manager
 from commsmgr.observe.logs import make_observer
 from commsmgr.redact import Redactor
+from commsmgr.systemd import SystemdNotify
 from commsmgr.transport.tls import ContextSource
 from commsmgr.urls import backend_name, http_target, websocket_target
 
 ROTATE_AT = 10 << 20
 """Bytes of a log file after which a new one is begun."""
+
+PRIVATE = 0o077
+"""The umask: what comes into being is for this user alone. twistd sees to that only as a daemon, and only later."""
 
 KEPT_LOGS = 10
 """Older log files that are kept: a link that comes and goes must not fill the disk."""
@@ -87,6 +91,7 @@ class Options(UsageOptions):
         try:
             self.config = _anchored(self._overridden(settings.load(self["config"], os.environ)))
             warnings = _try_tls(self.config, self["config"])
+            self._try_as_user()
         except ConfigError as error:
             _refuse(str(error))
         if self["check"]:
@@ -94,6 +99,28 @@ class Options(UsageOptions):
             names = ", ".join(backend_name(backend) for backend in self.config.backends)
             print(f"{self['config']}: the configuration is valid (backends: {names})")
             raise SystemExit(0)
+
+    def _try_as_user(self) -> None:
+        """
+        See that all files can be used by the user that twistd will change to.
+
+        :raise ConfigError: one cannot.
+        """
+        source = self["config"]
+
+        def look() -> None:
+            settings.check(self.config, source=source)
+            _try_tls(self.config, source)
+            if self.config.spool.durability != "memory":
+                privileges.require_place(self.config.spool.path, source)
+
+        user = privileges.to_become(self.parent or {})
+        if user is not None:
+            try:
+                user.acting(look)
+            except ConfigError as error:
+                fact = f"{error.mistake} (by the user {user.name}, which --uid has the agent become)"
+                raise ConfigError(fact, key=error.key, source=error.source, others=error.others) from None
 
     def _overridden(self, config: Config) -> Config:
         changes = {
@@ -186,6 +213,8 @@ def makeService(options: Options) -> Service:
         demo.setServiceParent(root)
         return root
     config = options.config
+    if options.parent is not None and options.parent.get("umask") is None:
+        os.umask(PRIVATE)
     redactor = Redactor(config.observe.redact)
     root = Root(_observer(options, config, redactor, reactor), reactor)
     began = time.monotonic()
@@ -199,6 +228,7 @@ def makeService(options: Options) -> Service:
     )
     manager.setServiceParent(root)
     Watch(manager, reactor).setServiceParent(root)
+    SystemdNotify(manager, reactor=reactor).setServiceParent(root)
     return root
 
 
@@ -241,7 +271,24 @@ def _observer(options: Options, config: Config, redactor: Redactor, reactor: Any
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         stream = sys.stdout
     else:
-        file = LogFile.fromFullPath(name or "twistd.log", rotateLength=ROTATE_AT, maxRotatedFiles=KEPT_LOGS)
+        file = _log_file(name or "twistd.log", twistd)
         signal.signal(signal.SIGUSR1, renew)
         stream = cast(TextIO, file)
     return make_observer(stream, format=config.observe.log_format, level=config.observe.log_level, redactor=redactor)
+
+
+def _log_file(path: str, twistd: Any) -> LogFile:
+    """Open the log as the user who will write to it, and for that one's eyes alone, unless it is there already."""
+
+    def opened() -> LogFile:
+        # A file that is there keeps its mode, and those that follow get that too.
+        mode = None if os.path.exists(path) else 0o600
+        directory, name = os.path.split(os.path.abspath(path))
+        return LogFile(name, directory, rotateLength=ROTATE_AT, maxRotatedFiles=KEPT_LOGS, defaultMode=mode)
+
+    user = privileges.to_become(twistd)
+    try:
+        return opened() if user is None else user.acting(opened)
+    except OSError as error:
+        who = "" if user is None else f" by the user {user.name}: make it a file, in a directory, of that user"
+        _refuse(f"--logfile: {path} cannot be written to ({error.strerror}){who}")

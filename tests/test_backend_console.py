@@ -7,9 +7,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory
-from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr.backend.api import _is_loopback
 from tests.backend_kit import Answer, BackendTestCase
 from tests.test_backend_websocket import Raw
 
@@ -24,6 +22,8 @@ class ConsoleTests(BackendTestCase):
             answer = await self.call("GET", path)
             self.assertEqual((200, f"{kind}; charset=utf-8"), (answer.status, answer.headers["content-type"]))
             self.assertIn("default-src 'none'", answer.headers["content-security-policy"])
+            self.assertEqual("same-origin", answer.headers["cross-origin-resource-policy"])
+            self.assertEqual("DENY", answer.headers["x-frame-options"])
             self.assertNotIn(b"http://", answer.body.replace(b"http://www.w3.org/2000/svg", b""))
             self.assertNotIn(b"https://", answer.body)
             self.assertNotIn(b"innerHTML", answer.body)
@@ -154,10 +154,120 @@ class APITests(BackendTestCase):
         await raw.gone
 
 
-class NameTests(SynchronousTestCase):
-    def test_loopback(self) -> None:
-        """Only the loopback's own names and addresses are this machine."""
-        for name in ("localhost", "127.0.0.1", "127.9.9.9", "[::1]", "LOCALHOST"):
-            self.assertTrue(_is_loopback(name), name)
-        for name in ("", "10.0.0.1", "localhost.evil.example", "[fe80::1]", "0.0.0.0"):
-            self.assertFalse(_is_loopback(name), name)
+class OtherPagesTests(BackendTestCase):
+    """
+    What a web page of somebody else's can have a browser on this machine send, line by line.
+
+    Nothing of it may change anything, or be answered with more than a refusal; the page's own requests still work.
+    """
+
+    AGENT = b'{"machine_id":"forged"}'
+    ORDER = b'{"machine_id":"m-1","type":"echo"}'
+    FAULT = b'{"kind":"hang"}'
+    EVIL = "Origin: http://evil.example\r\nSec-Fetch-Site: cross-site\r\n"
+    REBOUND = "Origin: http://evil.example:{port}\r\nSec-Fetch-Site: same-origin\r\n"
+    UPGRADE = (
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    )
+
+    async def send(self, line: str, headers: str, body: bytes = b"", host: str = "127.0.0.1:{port}") -> str:
+        """Send one request; return the first line of the answer."""
+        head = f"{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+        raw = await TCP4ClientEndpoint(reactor, "127.0.0.1", self.backend.port).connect(Factory.forProtocol(Raw))
+        raw.wanted = b"\r\n"
+        raw.transport.write(head.replace("{port}", str(self.backend.port)).encode() + body)
+        answer: bytes = await raw.first
+        raw.transport.abortConnection()
+        await raw.gone
+        return answer.partition(b"\r\n")[0].decode()
+
+    def unchanged(self, note: object) -> None:
+        self.assertEqual((), self.backend.faults.active, note)
+        self.assertEqual(["m-1"], [row.machine_id for row in self.backend.ledger.machines()], note)
+        self.assertEqual([], self.backend.ledger.pending("m-1"), note)
+
+    async def test_changes(self) -> None:
+        """Forms, fetch() in every mode and rebound names change nothing at the API, the agents' calls or the socket."""
+        await self.start()
+        await self.register("m-1")
+        changes = (
+            ("POST /api/commands", self.ORDER),
+            ("POST /api/faults", self.FAULT),
+            ("DELETE /api/faults", b""),
+            ("POST /api/goaway", b"{}"),
+            ("POST /api/settings", b'{"heartbeat_interval":1}'),
+            ("POST /heartbeat", self.AGENT),
+            ("POST /inventory", self.AGENT),
+            ("POST /commands/result", b'{"id":"r","command_id":"c","status":"success"}'),
+        )
+        own_host, rebound = "127.0.0.1:{port}", "evil.example:{port}"
+        ways = (
+            ("a form", own_host, f"{self.EVIL}Content-Type: text/plain\r\n"),
+            ("an encoded form", own_host, f"{self.EVIL}Content-Type: application/x-www-form-urlencoded\r\n"),
+            ("fetch in the mode no-cors", own_host, f"{self.EVIL}Content-Type: text/plain;charset=UTF-8\r\n"),
+            ("fetch with CORS, though it asks first", own_host, f"{self.EVIL}Content-Type: application/json\r\n"),
+            ("sendBeacon of a sandboxed frame", own_host, "Origin: null\r\nContent-Type: application/json\r\n"),
+            ("another port", own_host, "Origin: http://127.0.0.1:1\r\nContent-Type: application/json\r\n"),
+            ("a rebound name", rebound, f"{self.REBOUND}Content-Type: application/json\r\n"),
+        )
+        for line, body in changes:
+            for way, host, headers in ways:
+                answer = await self.send(line, headers, body, host)
+                self.assertIn(" 403 ", answer, (line, way))
+                self.unchanged((line, way))
+
+    async def test_preflight(self) -> None:
+        """Who asks by OPTIONS whether more is allowed is refused, and hears of no origin that is."""
+        await self.start()
+        wish = "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type\r\n"
+        for path in ("/api/commands", "/api/faults"):
+            self.assertIn(" 403 ", await self.send(f"OPTIONS {path}", self.EVIL + wish))
+            answer = await self.call("OPTIONS", path)
+            self.assertEqual(405, answer.status)
+            self.assertEqual([], [name for name in answer.headers if name.startswith("access-control-")])
+
+    async def test_reading(self) -> None:
+        """Images, scripts, frames and rebound names get nothing to see, the console's own files included."""
+        await self.start()
+        await self.register("m-1")
+        watching = self.backend.event_log._observers.copy()
+        for path in ("/", "/console.js", "/api/state", "/api/stream", "/api/commands/x"):
+            for way, host, headers in (
+                ("an image", "127.0.0.1:{port}", "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Dest: image\r\n"),
+                ("a script", "localhost:{port}", "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Dest: script\r\n"),
+                ("a frame", "127.0.0.1:{port}", "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Dest: iframe\r\n"),
+                ("another port", "127.0.0.1:{port}", "Sec-Fetch-Site: same-site\r\n"),
+                ("an EventSource", "127.0.0.1:{port}", self.EVIL),
+                ("a rebound name", "evil.example:{port}", ""),
+            ):
+                self.assertIn(" 403 ", await self.send(f"GET {path}", headers, host=host), (path, way))
+        self.assertEqual(watching, self.backend.event_log._observers, "nobody listens to the events")
+        self.unchanged("reading")
+
+    async def test_websocket(self) -> None:
+        """A browser's WebSocket is refused whatever page opens it, with and without a rebound name."""
+        await self.start()
+        await self.register("m-1")
+        for host, origin in (
+            ("127.0.0.1:{port}", "http://evil.example"),
+            ("127.0.0.1:{port}", "null"),
+            ("evil.example:{port}", "http://evil.example:{port}"),
+            ("127.0.0.1:{port}", "http://127.0.0.1:{port}"),
+        ):
+            for path in ("/ws", "/", "/api/stream"):
+                answer = await self.send(f"GET {path}", f"{self.UPGRADE}Origin: {origin}\r\n", host=host)
+                self.assertIn(" 403 ", answer, (host, origin, path))
+        self.assertIn(" 101 ", await self.send("GET /ws", self.UPGRADE))
+        self.unchanged("sockets")
+
+    async def test_own(self) -> None:
+        """The console's own script, an address that was typed, and curl are let in."""
+        await self.start()
+        await self.register("m-1")
+        own = "Origin: http://127.0.0.1:{port}\r\nSec-Fetch-Site: same-origin\r\nContent-Type: application/json\r\n"
+        self.assertIn(" 200 ", await self.send("GET /", "Sec-Fetch-Site: none\r\n"))
+        self.assertIn(" 200 ", await self.send("GET /api/state", "Sec-Fetch-Site: same-origin\r\n"))
+        self.assertIn(" 201 ", await self.send("POST /api/commands", own, self.ORDER))
+        self.assertIn(" 200 ", await self.send("POST /api/faults", "Content-Type: application/json\r\n", self.FAULT))
+        self.assertIn(" 200 ", await self.send("DELETE /api/faults", own))

@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "redact", "urls", "status",
         "reference", "shape", "rules", "settings", "waiters", "noproxy", "proxies",
-        "clock", "process", "lazy", "instants",
+        "clock", "process", "privileges", "lazy", "instants", "browsers",
     ),
     ("policy/", "session/"),
     ("spool/", "transport/", "credentials", "machine", "sources", "psutil_source"),
@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "intake", "losses", "results", "runner", "reports", "reporting", "schedules",
     ),
     ("environment", "overview", "assembly", "service", "manager", "__init__"),
+    ("systemd", "unit"),
     ("tap", "demo", "cli", "__main__"),
 )  # fmt: skip
 

@@ -77,8 +77,8 @@ class PublicNames(SynchronousTestCase):
         self.assertEqual(
             own - {"log", "startService", "stopService"},
             {
-                "commands", "connect", "disconnect", "send_heartbeat", "send_http", "send_inventory", "send_result",
-                "started", "status", "when_connected",
+                "alive", "commands", "connect", "disconnect", "send_heartbeat", "send_http", "send_inventory",
+                "send_result", "started", "status", "when_connected",
             },
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.http_headers import Headers
 
 from commsmgr.errors import ConfigError
 from commsmgr.observe import site
@@ -138,6 +139,17 @@ class PageTests(SiteCase):
             self.assertEqual(fields["content-length"], str(len(body)))
             self.assertNotIn("server", fields)
 
+    async def test_kept_from_other_pages(self) -> None:
+        """A browser neither shows an answer in a frame, nor lets another page have it, nor tells where it came from."""
+        for path in ("/", "/metrics", "/status", "/nowhere"):
+            _, fields, _ = await self.ask(path)
+            self.assertEqual(fields["x-frame-options"], "DENY")
+            self.assertEqual(fields["cross-origin-resource-policy"], "same-origin")
+            self.assertEqual(fields["referrer-policy"], "no-referrer")
+            self.assertIn("default-src 'none'", fields["content-security-policy"])
+            self.assertIn("frame-ancestors 'none'", fields["content-security-policy"])
+            self.assertNotIn("access-control-allow-origin", fields)
+
     async def test_head(self) -> None:
         """HEAD gets the fields of GET and no body."""
         code, fields, body = await self.ask("/healthz", method="HEAD")
@@ -199,6 +211,41 @@ class HostTests(SiteCase):
         self.assertIn(b" 200 ", (await old.closed).split(b"\r\n")[0])
         new = await self.talk(b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
         self.assertIn(b" 400 ", (await new.closed).split(b"\r\n")[0])
+
+
+class OtherPagesTests(SiteCase):
+    """Against web pages that ask for the page's very address."""
+
+    async def test_refused(self) -> None:
+        """What another page asks for is refused, whatever the path and the way, and learns nothing."""
+        for more in (
+            "Origin: http://evil.example\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: cors\r\n",  # fetch()
+            "Origin: null\r\n",  # the same from a sandboxed frame
+            "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\nSec-Fetch-Dest: image\r\n",
+            "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\nSec-Fetch-Dest: script\r\n",
+            "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n",
+            "Sec-Fetch-Site: same-site\r\n",  # from another port of this machine
+            f"Origin: https://127.0.0.1:{self.site.port}\r\n",
+            f"Origin: http://127.0.0.1:{self.site.port + 1}\r\n",
+            f"Origin: http://localhost:{self.site.port}\r\n",
+            f"Origin: http://127.0.0.1:{self.site.port}\r\nOrigin: http://evil.example\r\n",
+            "Sec-Fetch-Site: none\r\nSec-Fetch-Site: cross-site\r\n",
+        ):
+            for path in ("/", "/status", "/metrics", "/readyz", "/healthz", "/nowhere"):
+                code, _, body = await self.ask(path, more=more)
+                self.assertEqual(code, 403, (path, more))
+                self.assertNotIn(b"m-1", body)
+
+    async def test_let_in(self) -> None:
+        """Typed addresses, links of the page's own, Prometheus and curl are served."""
+        for more in (
+            "",
+            "User-Agent: Prometheus/3.5.0\r\nAccept: text/plain;version=0.0.4\r\nAccept-Encoding: gzip\r\n",
+            "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-User: ?1\r\n",
+            "Sec-Fetch-Site: same-origin\r\nReferer: http://localhost/\r\n",
+            f"Origin: http://127.0.0.1:{self.site.port}\r\nSec-Fetch-Site: same-origin\r\n",
+        ):
+            self.assertEqual((await self.ask("/status", more=more))[0], 200, more)
 
 
 class LifeTests(SiteCase):
@@ -264,8 +311,15 @@ class PagesTests(SynchronousTestCase):
             ("::1", 421),
             ("::ffff:127.0.0.1", 421),
         ):
-            answer = pages.answer(b"GET", b"/healthz", [b"agent.example:9464"], local, b"HTTP/1.1")
-            self.assertEqual(answer.code, code, local)
+            headers = Headers({b"host": [b"agent.example:9464"]})
+            self.assertEqual(pages.answer(b"GET", b"/healthz", headers, local, b"HTTP/1.1").code, code, local)
+
+    def test_published_to_other_pages(self) -> None:
+        """A page that is published is no more for other pages than one that is not."""
+        pages = Pages(CollectorRegistry(), some_status)
+        for origin, code in ((b"http://agent.example:9464", 200), (b"http://evil.example", 403), (b"null", 403)):
+            headers = Headers({b"host": [b"agent.example:9464"], b"origin": [origin]})
+            self.assertEqual(pages.answer(b"GET", b"/status", headers, "192.0.2.7", b"HTTP/1.1").code, code, origin)
 
     def test_wrong_listen(self) -> None:
         """A wrong address is refused before anything starts."""

@@ -438,6 +438,18 @@ class OtherRules(Case):
             error = self.refused(f'{BACKENDS}[observe]\nlisten = "{bad}"')
             self.assertEqual(error.key, "observe.listen")
 
+    def test_published(self) -> None:
+        """The status page is on loopback, unless it is said in so many words that all may see it."""
+        for address in ("0.0.0.0", "[::]", "192.0.2.7", "[2001:db8::1]", "agent.example", "[::ffff:192.0.2.7]"):
+            text = f'{BACKENDS}[observe]\nlisten = "{address}:9464"\n'
+            error = self.refused(text)
+            self.assertEqual((error.key, error.others), ("observe.listen", ()))
+            self.assertIn("is not loopback", str(error))
+            self.assertIn("observe.public = true", str(error))
+            self.read(f"{text}public = true\n")
+        for address in ("127.0.0.1", "127.8.9.10", "localhost", "[::1]", "[::ffff:127.0.0.1]"):
+            self.read(f'{BACKENDS}[observe]\nlisten = "{address}:9464"\n')
+
     def test_redact(self) -> None:
         """A pattern that is none, or that would replace everything, is refused with its place."""
         error = self.refused(BACKENDS + '[observe]\nredact = ["a+", "(", "x*"]')

@@ -231,7 +231,7 @@ class DamageTests(OnDisk):
     async def test_garbage(self) -> None:
         """Files that are no databases, short and long, are set aside unchanged."""
         for content in (b"garbage", os.urandom(8192)):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.database.write_bytes(content)
             aside = await self.set_aside("garbage")
             self.assertEqual(aside.read_bytes(), content)
@@ -239,7 +239,7 @@ class DamageTests(OnDisk):
 
     async def test_failing_disk_after_a_replacement(self) -> None:
         """What was set aside is told of by the start that succeeds, and only by that one."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.database.write_bytes(b"garbage")
         spool = self.spool()
         patch = self.patch(spool.inbox, "unfinished", lambda: fail(SpoolWriteFailed("the disk fails")))
@@ -261,7 +261,7 @@ class DamageTests(OnDisk):
 
     async def test_foreign(self) -> None:
         """Another program's database is set aside byte for byte."""
-        self.directory.mkdir(parents=True)
+        self.directory.mkdir(mode=0o700, parents=True)
         db = sqlite3.connect(self.database)
         db.execute("CREATE TABLE entry (seq)")
         db.commit()
@@ -310,7 +310,7 @@ class DamageTests(OnDisk):
 
     async def test_two_in_one_second(self) -> None:
         """Names of what is set aside never collide."""
-        self.directory.mkdir(parents=True)
+        self.directory.mkdir(mode=0o700, parents=True)
         names = set()
         for _ in range(3):
             self.database.write_bytes(b"garbage")
@@ -336,6 +336,21 @@ class DamageTests(OnDisk):
 
 class FailingDiskTests(OnDisk):
     """A full or failing disk refuses with a typed error, loses nothing, and recovers by itself."""
+
+    async def test_answers(self) -> None:
+        """The writer goes on answering a watchdog on a disk that refuses everything, and before and after its life."""
+        spool = self.spool()
+        await spool.answer()
+        await spool.open()
+        first = await self.event(spool, "a")
+        await self.in_writer(spool, lambda: self.break_writes(spool))
+        await self.assertFailure(self.event(spool, "b", b"x" * 100_000), SpoolWriteFailed)
+        self.assertIn("full", spool.trouble)
+        await spool.answer()
+        await self.in_writer(spool, lambda: self.break_writes(spool, 1 << 30))
+        await spool.outbox.forget([first])
+        await spool.close()
+        await spool.answer()
 
     async def test_full(self) -> None:
         """While the disk is full submissions fail; what was accepted stays; afterwards all goes on."""
@@ -479,7 +494,7 @@ class FailingDiskTests(OnDisk):
 
     def test_write_again(self) -> None:
         """All of the file is written, to where it stands, and then it is flushed, and its name."""
-        self.directory.mkdir(parents=True)
+        self.directory.mkdir(mode=0o700, parents=True)
         path = self.directory / "log"
         content = os.urandom((1 << 20) + 5000)
         path.write_bytes(content)
@@ -506,7 +521,7 @@ class FailingDiskTests(OnDisk):
 
     def test_ballast(self) -> None:
         """The ballast takes real space, is taken over from an earlier run, and is not taken from a nearly full disk."""
-        self.directory.mkdir(parents=True)
+        self.directory.mkdir(mode=0o700, parents=True)
         held = ballast.Ballast(str(self.directory))
         self.assertTrue(held.restore())
         self.assertTrue(held.restore())

@@ -202,7 +202,7 @@ class OnDiskTests(TestCase):
 
     async def test_version_1(self) -> None:
         """A spool of version 1 is taken over whole, with the losses that it had counted."""
-        self.directory.mkdir()
+        self.directory.mkdir(mode=0o700)
         db = sqlite3.connect(self.directory / "spool.db", isolation_level=None)
         patches = [self.patch(schema, "MIGRATIONS", schema.MIGRATIONS[:1]), self.patch(schema, "VERSION", 1)]
         schema.prepare(db, synchronous="FULL", in_memory=False)

@@ -193,8 +193,9 @@ class LogFiles(SynchronousTestCase):
         self.patch(tap, "ROTATE_AT", 1000)
         self.patch(tap, "KEPT_LOGS", 2)
         self.patch(signal, "signal", lambda *_: None)
+        self.addCleanup(os.umask, os.umask(0))
         directory = Path(self.mktemp())
-        directory.mkdir()
+        directory.mkdir(mode=0o700)
         options: Any = SimpleNamespace(parent={"logfile": str(directory / "agent.log")})
         observe = tap._observer(options, Config(backends=(Backend(url=EVERYWHERE_DEAF),)), Redactor(), None)
         assert observe is not None
@@ -203,6 +204,7 @@ class LogFiles(SynchronousTestCase):
             log.info("line {number} of those that fill a disk, one after the other", event="x", number=number)
         self.assertEqual(["agent.log", "agent.log.1", "agent.log.2"], sorted(os.listdir(directory)))
         self.assertLess(max(path.stat().st_size for path in directory.iterdir()), 1200)
+        self.assertEqual({0o600}, {mode(path) for path in directory.iterdir()}, "with a umask of 0, too")
         self.assertIn("line 99 of", (directory / "agent.log").read_text())
 
 

@@ -12,21 +12,22 @@ The control API under ``/api/``, for the console, tests and the demo. JSON in, J
 ``POST /api/settings``                  ``{heartbeat_interval, inventory_interval}`` to every commsmgr.v1 agent
 ======================================  =============================================================================
 
-It asks for no token, and so answers only to this machine: the peer must be on the loopback, the Host header must name
-it (against DNS rebinding), and what changes anything must come with ``Content-Type: application/json`` and, if the
-sender is a browser, from the console's own origin (against other sites).
+It asks for no token, and so answers only to this machine: the peer must be on the loopback, Host must name it, a
+browser's request must come from the console's own origin (:mod:`commsmgr.browsers`), reading included, and what changes
+anything must have ``Content-Type: application/json``, which no form has and no other page's script may send unasked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from twisted.web.http import FORBIDDEN
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
+from commsmgr.backend.console import protect, stranger
 from commsmgr.backend.events import BackendEvent
 from commsmgr.backend.faults import DESCRIPTIONS, Fault
 from commsmgr.backend.switchboard import MachineNotConnected
@@ -65,7 +66,7 @@ class ControlResource(Resource):
 
     def render(self, request: Request) -> bytes:
         try:
-            check(request)
+            _check(request)
             method = self._methods.get(request.method)
             if method is None:
                 raise _Problem(405, f"{request.method.decode('latin-1')} is not possible here")
@@ -82,37 +83,21 @@ class ControlResource(Resource):
             status, answer = 400, {"error": str(error)}
         request.setResponseCode(status)
         request.setHeader("Content-Type", "application/json")
-        request.setHeader("Cache-Control", "no-store")
-        request.setHeader("X-Content-Type-Options", "nosniff")
+        protect(request)
         return msgspec.json.encode(answer)
 
 
-def check(request: Request) -> None:
+def _check(request: Request) -> None:
     """
-    Refuse whoever is not this machine's user.
+    Refuse whoever is not this machine's user, and what a form could send.
 
-    :raise _Problem: 403, with the reason.
+    :raise _Problem: with the reason.
     """
-    if not ip_address(getattr(request.getClientAddress(), "host", "0.0.0.0").partition("%")[0]).is_loopback:
-        raise _Problem(403, "the control API answers only to the machine that the backend runs on")
-    host = request.getHeader("host") or ""
-    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    if not _is_loopback(name):
-        raise _Problem(403, "the Host header does not name this machine")
-    if request.method in (b"GET", b"HEAD"):
-        return
-    origin = request.getHeader("origin")
-    if origin is not None and origin != f"{'https' if request.isSecure() else 'http'}://{host}":
-        raise _Problem(403, "requests from other sites are refused")
-    if request.method == b"POST" and (request.getHeader("content-type") or "").partition(";")[0] != "application/json":
+    if wrong := stranger(request):
+        raise _Problem(FORBIDDEN, wrong)
+    kind = (request.getHeader("content-type") or "").partition(";")[0].strip().lower()
+    if request.method == b"POST" and kind != "application/json":
         raise _Problem(415, "expected Content-Type: application/json")
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return name.lower() == "localhost"
 
 
 class EventStream(Resource):
@@ -125,13 +110,12 @@ class EventStream(Resource):
         self._backend = backend
 
     def render_GET(self, request: Request) -> bytes | int:
-        try:
-            check(request)
-        except _Problem as problem:
-            request.setResponseCode(problem.status)
-            return str(problem).encode()
+        protect(request)
+        if wrong := stranger(request):
+            request.setResponseCode(FORBIDDEN)
+            request.setHeader("Content-Type", "text/plain; charset=utf-8")
+            return wrong.encode()
         request.setHeader("Content-Type", "text/event-stream")
-        request.setHeader("Cache-Control", "no-store")
         last = request.getHeader("last-event-id") or ""
         seen = int(last) if last.isdecimal() and len(last) < 19 else 0
         log = self._backend.event_log

@@ -62,6 +62,9 @@ class Gate:
     def _judge(self, path: str, headers: Headers) -> Refusal | None:
         offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
         v1 = DIALECT_V1 in offered and DIALECT_V1 in self._dialects
+        if "origin" in headers:
+            # Every browser sends it with an upgrade (RFC 6455 section 4.1), whatever page asks, and no agent does.
+            return 403, {}, b"an agent is no web page: expected no Origin"
         if path != self._websocket_path:
             return 404, {}, b""
         if not v1 and DIALECT_PLAIN not in self._dialects:

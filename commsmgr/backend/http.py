@@ -1,9 +1,9 @@
 """
 The agents' HTTP calls: heartbeat, inventory, result (RFC 9110), relative to the base URL.
 
-Requests are judged in this order: the faults in force, the token (401), the size (413), the encoding (400, 415), the
-idempotency key (a repeated one gets the same answer and nothing is done again; with another body it gets 422), and then
-the message itself. Only successes are remembered under their key: an error may be cured.
+Requests are judged in this order: the faults in force, Origin (403), the token (401), the size (413), the encoding
+(400, 415), the idempotency key (a repeated one gets the same answer and nothing is done again; with another body it
+gets 422), and then the message itself. Only successes are remembered under their key: an error may be cured.
 """
 
 from __future__ import annotations
@@ -168,6 +168,9 @@ class AgentHTTP:
         return Answer(status=refused.status, body=problem, headers=headers)
 
     def _judge(self, request: Request, call: Callable[[bytes], bytes]) -> bytes:
+        if request.getHeader("origin") is not None:
+            # Every browser sends it with a POST. Without a token any page could pretend to be an agent.
+            raise Refused(403, "an agent is no web page: expected no Origin")
         if not self.authorised(request.getHeader("authorization")):
             raise Refused(401, "the bearer token is missing or wrong")
         body = self._body(request)

@@ -1,10 +1,12 @@
 """
 The status page: ``/metrics`` for Prometheus, ``/healthz`` and ``/readyz`` for supervisors, ``/status`` for people.
 
-It shows no secret and changes nothing, so it asks for no password; who may reach it is decided by ``observe.listen``.
-What an open port on loopback still has to fear is a web page in a browser on the same machine: it can make its own name
-resolve to 127.0.0.1 (DNS rebinding) and read the answers. So a request that came in over a loopback address must also
-name one in Host. An operator who listens elsewhere has published the page, under names that are not known here.
+It shows no secret and changes nothing, so it asks for no password; who may reach it is decided by ``observe.listen``,
+and anything but loopback has to be said twice, by ``observe.public``. What an open port on loopback still has to fear
+is a web page in a browser on the same machine (:mod:`commsmgr.browsers`): what another page has asked for is refused,
+and a request that came in over a loopback address must name one in Host. An operator who listens elsewhere has
+published the page, under names that are not known here: there Host may be anything, and by DNS rebinding somebody
+outside may look at it through a browser within reach. There is nothing that could be changed.
 
 Built on ``twisted.web.http`` directly: five fixed pages need no resource tree, no sessions, no access log with its
 timer, and no Server field that tells versions.
@@ -12,10 +14,10 @@ timer, and no Server field that tells versions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from io import BytesIO
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,7 +30,9 @@ from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.web import http
+from twisted.web.http_headers import Headers
 
+from commsmgr.browsers import is_foreign, is_loopback, names_loopback
 from commsmgr.errors import ConfigError
 from commsmgr.observe.health import explain, live, ready
 from commsmgr.status import Status
@@ -45,6 +49,16 @@ _INDEX = """<!DOCTYPE html>
 </ul></body></html>
 """
 _MISDIRECTED = (421, b"Misdirected Request")  # RFC 9110 section 15.5.20, not known to twisted.web
+_GUARDS = (
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+    ("X-Frame-Options", "DENY"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Referrer-Policy", "no-referrer"),
+)
+"""What has a browser keep an answer to itself, without guessing, frames, scripts, or telling where one came from."""
+
 _MOST_CONNECTIONS = 64
 _IDLE_SECONDS = 30
 
@@ -64,17 +78,20 @@ class Pages:
         self._registry = registry
         self._status = status
 
-    def answer(self, method: bytes, path: bytes, hosts: Sequence[bytes], local: str, version: bytes) -> Answer:
+    def answer(self, method: bytes, path: bytes, headers: Headers, local: str, version: bytes) -> Answer:
         """
         Return the answer to one request.
 
-        :param hosts: the values of Host (RFC 9112 section 3.2).
+        :param headers: of which Host (RFC 9112 section 3.2), Origin and Sec-Fetch-Site count.
         :param local: the address of ours that the request came to.
         """
+        hosts, origins, sites = (_values(headers, name) for name in (b"host", b"origin", b"sec-fetch-site"))
         if len(hosts) != 1 and (hosts or version != b"HTTP/1.0"):
             return _said(http.BAD_REQUEST, "expected one Host")
-        if hosts and _loopback(local) and not Target("http", _name(hosts[0]), 80, "/").loopback:
+        if hosts and is_loopback(local) and not names_loopback(hosts[0]):
             return _said(_MISDIRECTED[0], "this is a loopback address: ask for localhost, 127.0.0.1 or [::1]")
+        if is_foreign(f"http://{hosts[0] if hosts else ''}", origins, sites):
+            return _said(http.FORBIDDEN, "another page has asked for this; who means it types the address")
         if method not in (b"GET", b"HEAD"):
             return _said(http.NOT_ALLOWED, "only GET and HEAD")
         match path:
@@ -99,16 +116,8 @@ def _said(code: int, text: str) -> Answer:
     return Answer(code, _TEXT, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
-def _name(host: bytes) -> str:
-    """Return the name or the address in a Host field, without port and brackets."""
-    text = host.decode("latin-1").strip()
-    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
-
-
-def _loopback(address: str) -> bool:
-    ip = ip_address(address)
-    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None  # what "::" shows of an IPv4 connection
-    return (mapped or ip).is_loopback
+def _values(headers: Headers, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for value in headers.getRawHeaders(name, [])]
 
 
 class _Request(http.Request):
@@ -124,22 +133,15 @@ class _Request(http.Request):
 
     def process(self) -> None:
         request: Any = self  # most methods of twisted.web's have no types
-        hosts = self.requestHeaders.getRawHeaders(b"host", [])
         try:
             code, media_type, body = self._pages.answer(
-                self.method, self.path, hosts, request.getHost().host, self.clientproto
+                self.method, self.path, self.requestHeaders, request.getHost().host, self.clientproto
             )
         except Exception:
             self._log.failure("the status page {path!r} failed", event="site.failed", path=self.path)
             code, media_type, body = _said(http.INTERNAL_SERVER_ERROR, "this page failed; the log says why")
         self.setResponseCode(code, _MISDIRECTED[1] if code == _MISDIRECTED[0] else None)
-        for name, value in (
-            ("Content-Type", media_type),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-        ):
+        for name, value in (("Content-Type", media_type), ("Content-Length", str(len(body))), *_GUARDS):
             request.setHeader(name, value)
         if code == http.NOT_ALLOWED:
             request.setHeader("Allow", "GET, HEAD")

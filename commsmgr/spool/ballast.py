@@ -37,11 +37,11 @@ class Ballast:
         if self._held:
             return True
         try:
-            held = os.stat(self._path).st_size if os.path.exists(self._path) else 0
+            held = os.lstat(self._path).st_size if os.path.lexists(self._path) else 0
             space = os.statvfs(self._directory)
             if held < SIZE and space.f_bavail * space.f_frsize < 2 * SIZE:
                 return False
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 os.posix_fallocate(descriptor, 0, SIZE)
             finally:

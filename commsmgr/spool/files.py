@@ -44,14 +44,12 @@ BESIDE = ("-wal", "-shm", "-journal")
 
 _MAGIC = b"SQLite format 3\0"
 _OURS = APPLICATION_ID.to_bytes(4, "big")
+_SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW
+"""Open no file that a link leads to: it is none of ours. ELOOP says so."""
+
 _CANNOT_HEAL = frozenset(
     (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 )
-
-
-def make_directory(path: str) -> None:
-    """Create the spool's directory with mode 0700 if it is not there; an existing one keeps its mode."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
 
 
 def lock(directory: str) -> int:
@@ -66,7 +64,7 @@ def lock(directory: str) -> int:
     """
     path = os.path.join(directory, LOCK)
     _require_file(path)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _SAFELY, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -120,7 +118,7 @@ def require_unused(path: str) -> None:
     :raise SpoolLocked: one has.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | _SAFELY)
     except OSError:  # it is not there, or it is for others to say what is wrong with it
         return
     try:
@@ -213,7 +211,7 @@ def mark(directory: str, reason: str) -> None:
     """Remember in ``directory`` that the database is damaged; a disk that takes not even this is no reason to fail."""
     path = os.path.join(directory, MARK)
     with suppress(OSError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | _SAFELY, 0o600)
         try:
             # The name alone counts, so that a full disk may leave the file empty.
             with suppress(OSError):
@@ -245,13 +243,13 @@ def unmark(directory: str) -> None:
 
 def create(path: str) -> None:
     """Make the file ``path`` if it is not there, so that it has mode 0600; SQLite gives its logs the same."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | _SAFELY, 0o600))
     sync_directory(os.path.dirname(path))
 
 
 def write(path: str, content: bytes) -> None:
     """Make a file of mode 0600 at ``path`` that is there with all of ``content``, or not at all, whenever we die."""
-    descriptor = os.open(path + NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path + NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _SAFELY, 0o600)
     with open(descriptor, "wb") as file:
         file.write(content)
         file.flush()
@@ -315,7 +313,7 @@ def remove(path: str) -> None:
 
 def sync(path: str) -> None:
     """Make what is in the file ``path``, which no connection has open, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | _SAFELY)
     try:
         os.fsync(descriptor)
     finally:
@@ -331,7 +329,7 @@ def write_again(path: str) -> None:
     """
     if not size_of(path):
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDWR | _SAFELY)
     try:
         start = 0
         while part := os.pread(descriptor, 1 << 20, start):

@@ -127,7 +127,7 @@ def _totals(path: str) -> dict[str, object]:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _copy(path: str, copy: BinaryIO) -> None:

@@ -65,7 +65,7 @@ def _sentence(path: str) -> str:
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        found = os.lstat(path)  # a link in its place is another file, wherever it leads
     except OSError:
         return None
     return found.st_dev, found.st_ino

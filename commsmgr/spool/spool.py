@@ -78,6 +78,14 @@ class Spool:
         """
         return self._turn.run(lambda: Deferred.fromCoroutine(self._close()))
 
+    def answer(self) -> Deferred[None]:
+        """
+        Fire when the writer has come round; at once when the spool is not open. Never fails. Cancelling is harmless.
+
+        A disk that is full or fails lets the writer answer, one that hangs does not.
+        """
+        return self._store.answer()
+
     async def _open(self) -> Opened:
         if self._opened is None:
             try:

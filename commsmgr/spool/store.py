@@ -22,7 +22,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 from msgspec import structs
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -164,6 +164,10 @@ class Store:
         if not self._busy:
             self._next()
         return job.done
+
+    def answer(self) -> Deferred[None]:
+        """Fire when the executor has done all that it was given before; at once unless open. Cancelling is harmless."""
+        return self._executor(lambda: None) if self._state is _State.OPEN else succeed(None)
 
     def _next(self) -> None:
         if self._jobs:

@@ -45,7 +45,7 @@ from twisted.python.failure import Failure
 
 from commsmgr import config
 from commsmgr.errors import CommsError, SpoolError, SpoolLocked, SpoolUnusable, SpoolWriteFailed
-from commsmgr.spool import ballast, files
+from commsmgr.spool import ballast, directory, files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books, Counter
 from commsmgr.spool.faults import code, is_full, is_torn, is_trouble, is_unreadable
@@ -140,7 +140,8 @@ class Writer:
             self._books = self._opening.connect()
             return None
         try:
-            files.make_directory(self._directory)
+            directory.make(self._directory)
+            directory.require_private(self._directory)
             self._lock = files.lock(self._directory)
             try:
                 self._books, aside = self._opening.open()

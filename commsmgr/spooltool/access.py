@@ -20,6 +20,7 @@ from commsmgr.errors import SpoolError, SpoolLocked, SpoolWriteFailed
 from commsmgr.spool import files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.books import Books
+from commsmgr.spool.directory import require_private
 from commsmgr.spool.faults import is_full, is_torn, is_unreadable
 from commsmgr.spool.opening import Opening
 from commsmgr.spool.replacing import PLAN
@@ -62,9 +63,11 @@ def locked(directory: str) -> Iterator[None]:
 
     :raise InUse: an agent has it, or another tool.
     :raise Absent: there is none.
+    :raise SpoolUnusable: others than its owner can change it.
     """
     require(directory)
     with owned(directory):
+        require_private(directory)
         try:
             lock = files.lock(directory)
         except SpoolLocked as error:
