@@ -15,10 +15,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import msgspec
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from msgspec import inspect as shape
 
@@ -26,6 +26,7 @@ from commsmgr import messages
 
 Values: TypeAlias = st.SearchStrategy[Any]
 Payloads: TypeAlias = st.SearchStrategy[bytes]
+T = TypeVar("T")
 
 RAW: dict[tuple[type, str], type] = {
     (messages.HeartbeatAnswer, "commands"): messages.CommandEnvelope,
@@ -342,3 +343,16 @@ def payloads(*types: type) -> Payloads:
     good = st.one_of(*map(valid, types)).map(encoded)
     bad = st.one_of(*map(broken, types)).map(encoded)
     return good | good | bad | unknown() | hostile(*types)
+
+
+def examples(strategy: st.SearchStrategy[T], count: int) -> list[T]:
+    """Return some of what a strategy makes, always the same."""
+    found: list[T] = []
+
+    @settings(repeatable(count), phases=[Phase.generate])
+    @given(strategy)
+    def note(value: T) -> None:
+        found.append(value)
+
+    note()
+    return found
