@@ -31,7 +31,7 @@ from tests.strategies import examples, payloads
 from tests.websocket_kit import BINARY, CLOSE, PING, PONG, TEXT, accept, close_frame, frame
 from tests.world import StillMachine
 
-SEEDS = range(12)
+SEEDS = range(8)
 HOSTILE = 60.0
 """Virtual seconds in which the server does its worst."""
 

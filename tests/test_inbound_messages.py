@@ -65,7 +65,7 @@ class StrategyTests(SynchronousTestCase):
                 self.both(kind)
 
     def both(self, kind: type) -> None:
-        @repeatable(15)
+        @repeatable(12)
         @given(valid(kind), broken(kind))
         def fits(good: Any, bad: Any) -> None:
             msgspec.json.decode(encoded(good), type=kind)
@@ -101,7 +101,7 @@ class DecoderTests(SynchronousTestCase):
             self.taken_or_malformed(union, payloads(*INBOUND[side]))
 
     def taken_or_malformed(self, union: Any, sent: Payloads) -> None:
-        @repeatable(300)
+        @repeatable(200)
         @given(sent, st.booleans())
         def holds(payload: bytes, is_text: bool) -> None:
             try:
@@ -121,7 +121,7 @@ class DecoderTests(SynchronousTestCase):
             self.kept(union)
 
     def kept(self, union: Any) -> None:
-        @repeatable(150)
+        @repeatable(100)
         @given(st.one_of(*map(valid, get_args(union))))
         def holds(sent: Any) -> None:
             message = decoder(union).decode(encoded(sent), True)
@@ -136,14 +136,14 @@ class DecoderTests(SynchronousTestCase):
             self.refused(union)
 
     def refused(self, union: Any) -> None:
-        @repeatable(200)
+        @repeatable(120)
         @given(st.one_of(*map(broken, get_args(union))))
         def holds(sent: Any) -> None:
             self.assertRaises(Malformed, decoder(union).decode, encoded(sent), True)
 
         holds()
 
-    @repeatable(200)
+    @repeatable(120)
     @given(payloads(*INBOUND["backend"]))
     def test_bodies(self, payload: bytes) -> None:
         """A body that the reference backend is posted is what it should be, or Undecodable; nothing else."""
@@ -163,7 +163,7 @@ class HeartbeatAnswerTests(SynchronousTestCase):
         fixture.setUp()
         return fixture
 
-    @repeatable(150)
+    @repeatable(100)
     @given(payloads(HeartbeatAnswer))
     def test_nothing_else(self, body: bytes) -> None:
         """An answer is understood or a PeerViolation, and its commands are taken one by one."""
@@ -203,7 +203,7 @@ class HeartbeatAnswerTests(SynchronousTestCase):
 class ConversationTests(SynchronousTestCase):
     """A conversation, in both dialects."""
 
-    @repeatable(200)
+    @repeatable(100)
     @given(st.booleans(), st.lists(st.tuples(payloads(*ANSWERED), st.booleans()), max_size=12))
     def test_any_sequence(self, v1: bool, sent: list[tuple[bytes, bool]]) -> None:
         """Whatever comes in whatever order, it registers at most once, and what is wrong has a name."""
@@ -369,7 +369,7 @@ class LinkTests(SynchronousTestCase):
 
     def machine(self, v1: bool) -> None:
         machine = type("Machine", (LinkMachine,), {"v1": v1})
-        run_state_machine_as_test(machine, settings=repeatable(60))
+        run_state_machine_as_test(machine, settings=repeatable(40))
 
     def test_v1(self) -> None:
         """A commsmgr.v1 link outlives any backend: nothing is settled twice, acked unstored, or heard after the end."""
