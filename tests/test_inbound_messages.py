@@ -268,6 +268,13 @@ class LinkModel:
         else:
             self.bench.ack(f"e{number}", f"e{number}", "stranger")
 
+    def answered_losses(self, which: int, refused: bool) -> None:
+        """The backend speaks of a loss receipt, the latest one or another."""
+        receipts = [message["id"] for message in self.connection.texts("loss_receipt")]
+        if receipts:
+            said = receipts[-1 - which % len(receipts)]
+            (self.bench.nack if refused else self.bench.ack)(said)
+
     def ponged(self, which: int) -> None:
         """The backend answers a ping, not always the last one. A connection that is gone hands on no more pongs."""
         pings = self.connection.pings()
@@ -358,6 +365,7 @@ STEPS = st.one_of(
     step("registered"),
     step("answered", which=FEW, refused=st.booleans()),
     step("answered", which=st.just(0), refused=st.just(False)),
+    step("answered_losses", which=FEW, refused=st.booleans()),
     step("ponged", which=FEW),
     step("ponged", which=st.just(0)),
     step("ponged_nonsense", payload=st.binary(max_size=20)),
