@@ -13,6 +13,7 @@ assert VERSION is not None, "commsmgr/_version.py names no version"
 
 PSUTIL = ["psutil>=7.0"]
 TEST = ["coverage>=7.10", "hypothesis>=6.100", *PSUTIL]
+FUZZ = ["atheris>=3.0"]
 DOCS = ["furo>=2025.9", "sphinx>=8.2"]
 DEV = [
     "build>=1.2",
@@ -76,6 +77,7 @@ setup(
     extras_require={
         "psutil": PSUTIL,
         "test": TEST,
+        "fuzz": FUZZ,
         "docs": DOCS,
         "dev": [*DEV, *TEST, *DOCS],
     },

@@ -70,7 +70,7 @@ def _value_mismatches(raw: Any, field: Field, path: str) -> Iterator[Mistake]:
     else:
         try:
             msgspec.convert(raw, field.annotation)
-        except (msgspec.ValidationError, RecursionError):
+        except (msgspec.ValidationError, RecursionError, UnicodeEncodeError):  # the last one for half a surrogate pair
             yield path, f"expected {field.expected}, found {_found(raw, path)}"
         else:
             yield from _control_characters(raw, path)

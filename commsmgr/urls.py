@@ -60,6 +60,9 @@ def parse(url: str, schemes: tuple[str, ...]) -> Target:
     """
     if any(character <= " " or character == "\x7f" for character in url):
         raise ValueError("a URL has no blanks or control characters")
+    if any("\ud800" <= character <= "\udfff" for character in url):
+        # No text: bytes that are not UTF-8, as the system's interfaces hand them out. hyperlink breaks over them.
+        raise ValueError("a URL is text, and this is not UTF-8")
     scheme, colon, rest = url.partition(":")
     try:
         # A scheme means the same in capitals (RFC 3986 section 3.1), but not to hyperlink.

@@ -485,6 +485,9 @@ class FromCode(Case):
             ({"auth": Auth(token=SECRET.encode())}, "auth.token"),  # type: ignore[arg-type]  # wrong on purpose
             ({"auth": Auth(token_env="T")}, "auth.token_env"),
             ({"tls": TLS(ca_exclusive=True)}, "tls.ca_exclusive"),
+            # Half a surrogate pair, which the environment may hand out for what is not UTF-8.
+            ({"observe": config.Observe(log_level="\udcff")}, "observe.log_level"),  # type: ignore[arg-type]  # wrong on purpose
+            ({"backends": (Backend(url="https://\udcff"),)}, "backends[0].url"),
         ):
             error = self.assertRaises(ConfigError, self.check, **values)
             self.assertEqual((error.source, error.key), ("code", key), str(error))

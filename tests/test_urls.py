@@ -42,6 +42,8 @@ class ParseTests(SynchronousTestCase):
             "http://example.org\r\nHost: x": "no blanks",
             "http://example.org/\x7f": "no blanks",
             "http://[::1": "not a URL",
+            "http://[::\udcff]/": "not UTF-8",
+            "http://example.org/\ud800": "not UTF-8",
             "http://" + "a" * 70 + ".example": "not a URL",
         }.items():
             error = self.assertRaises(ValueError, parse, url, HTTP)
