@@ -45,6 +45,7 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.ConnectionEnded, "connection-ended"),
     (errors.ConnectFailed, "connect-failed"),
     (errors.TLSFailed, "tls-failed"),
+    (errors.RateExceeded, "rate-exceeded"),
     (errors.PeerViolation, "peer-violation"),
     (errors.BreakerOpen, "breaker-open"),
     (errors.TransportError, "transport"),

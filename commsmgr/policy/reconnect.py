@@ -5,7 +5,8 @@ How long to wait before the next WebSocket attempt, by what ended the last one.
 what ended it                                  pace          wait in seconds
 =============================================  ============  =========================================================
 close 1008, 4400 to 4499;                      ``REFUSED``   around ``refused_delay``: from half of it to one and a
-upgrade answered with 4xx                                    half
+upgrade answered with 4xx;                                   half
+we closed: it sent too fast
 – but close 4408, 4425, 4429;                  ``USUAL``     full jitter
 upgrade answered with 408, 425, 429
 – but close 4401, upgrade answered with 401,   ``USUAL``     full jitter: the next attempt bears a fresh token
@@ -28,7 +29,7 @@ from random import Random
 from typing import Final
 
 from commsmgr.config import Reconnect
-from commsmgr.errors import BreakerOpen, ClosedByPeer, CommsError, HTTPStatusError, UpgradeRefused
+from commsmgr.errors import BreakerOpen, ClosedByPeer, CommsError, HTTPStatusError, RateExceeded, UpgradeRefused
 from commsmgr.policy.backoff import full_jitter
 
 TROUBLED_FLOOR: Final = 5.0
@@ -96,6 +97,8 @@ def _pace(error: CommsError, attempt: int) -> _Pace:
     match error:
         case ClosedByPeer(code=code):
             pace = _BY_CLOSE_CODE.get(code, _Pace.USUAL)
+        case RateExceeded():
+            return _Pace.REFUSED
         case UpgradeRefused(status=code) | HTTPStatusError(status=code):
             pace = _BY_STATUS.get(code, _Pace.USUAL)
         case _:
