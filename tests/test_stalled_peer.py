@@ -143,6 +143,8 @@ class StalledPeer(ProcessTestCase):
         self.addCleanup(port.stopListening)
         # Connections inherit it: what is not read stays with the agent.
         port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        # What a flood does without any limit of its speed: what bounds memory then is what is tested here.
+        sections["websocket"] = {"max_message_rate": 0} | sections.get("websocket", {})
         config = self.configuration(
             f"http://127.0.0.1:{port.getHost().port}",
             heartbeat={"interval": 0},

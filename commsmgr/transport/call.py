@@ -181,8 +181,6 @@ class Call:
         return answer.addCallback(self._head_received)
 
     def _head_received(self, response: IResponse) -> IResponse:
-        assert self._connection is not None
-        self._connection.head_complete()
         encodings = b",".join(response.headers.getRawHeaders(b"Content-Encoding", ()))
         if response.length != 0 and encodings.strip().lower() not in (b"", b"identity"):
             raise PeerViolation(
