@@ -12,8 +12,8 @@ commsmgr.v1 backend is asked to send again later; a plain one, which knows no su
 from :data:`SILENT_AT` on nothing: it has to find out by itself.
 Such a result closes no command in the inbox: the refused command is not there, but another one of the same id may be.
 So it is with commands that come faster than ``commands.max_rate`` allows.
-A command that is known already takes no room and is not refused for want of it, nor does it count for the rate, unless it is finished and its result,
-which is put again, finds none, or so many come that not each can be asked about (:data:`ASKING`).
+A command that is known already takes no room and is not refused for want of it, nor for the rate, unless it is finished
+and its result, which is put again, finds no room, or so many come that not each can be asked about (:data:`ASKING`).
 """
 
 from __future__ import annotations
