@@ -118,7 +118,7 @@ class WebSocket(_Section, frozen=True, kw_only=True):
             "begin none, and each 4 KiB of a message, count as further ones, answers to what the agent sent do not; a "
             "connection that exceeds this is closed with 1008; 0: no limit"
         ),
-    ] = 5000.0
+    ] = 2000.0
     max_depth: Annotated[int, _count("deepest nesting of JSON taken from the backend", le=500)] = 32
     window_messages: Annotated[int, _count("results in flight without a receipt", le=100_000)] = 1000
     window_bytes: Annotated[int, _bytes("bytes in flight without a receipt")] = 1 << 20

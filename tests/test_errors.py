@@ -50,7 +50,7 @@ class ErrorTests(SynchronousTestCase):
             {
                 "QueueFull", "SpoolWriteFailed", "TokenError", "DeadlineExceeded", "TransportError", "ConnectFailed",
                 "TLSFailed", "UpgradeRefused", "ConnectionEnded", "ClosedByPeer", "PeerSilent", "PeerViolation",
-                "BreakerOpen", "HTTPStatusError",
+                "RateExceeded", "BreakerOpen", "HTTPStatusError",
             },
         )  # fmt: skip
 
