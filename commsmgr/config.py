@@ -27,6 +27,10 @@ def _count(description: str, *, ge: int = 1, le: int = 10_000_000) -> Meta:
     return Meta(ge=ge, le=le, description=description, extra_json_schema={"unit": "count"})
 
 
+def _rate(description: str) -> Meta:
+    return Meta(ge=0, le=10_000_000, description=description, extra_json_schema={"unit": "count"})
+
+
 def _said(description: str) -> Meta:
     return Meta(description=description)
 
@@ -135,6 +139,14 @@ class WebSocket(_Section, frozen=True, kw_only=True):
         float, _seconds("a connection must have lived this long before the backoff starts afresh", ge=0, le=3600)
     ] = 30.0
     max_message_bytes: Annotated[int, _bytes("largest message taken from the backend")] = 4 << 20
+    max_message_rate: Annotated[
+        float,
+        _rate(
+            "frames per second that a backend may send in the long run, and four times as many at once; packets that "
+            "begin none, and each 4 KiB of a message, count as further ones, answers to what the agent sent do not; a "
+            "connection that exceeds this is closed with 1008; 0: no limit"
+        ),
+    ] = 2000.0
     max_depth: Annotated[int, _count("deepest nesting of JSON taken from the backend", le=500)] = 32
     window_messages: Annotated[int, _count("results in flight without a receipt", le=100_000)] = 1000
     window_bytes: Annotated[int, _bytes("bytes in flight without a receipt")] = 1 << 20
@@ -201,6 +213,13 @@ class Commands(_Section, frozen=True, kw_only=True):
 
     concurrency: Annotated[int, _count("commands handed to the handler at once", le=1000)] = 4
     max_pending: Annotated[int, _count("commands taken from the backend and not yet finished")] = 1000
+    max_rate: Annotated[
+        float,
+        _rate(
+            "new commands per second that are taken in the long run, and ten times as many at once; further ones are "
+            "refused like those beyond `max_pending`; 0: no limit"
+        ),
+    ] = 1000.0
     default_timeout: Annotated[float, _seconds("for a command that names none", gt=0, le=30 * 86400)] = 300.0
     max_timeout: Annotated[float, _seconds("longest timeout a command may ask for", gt=0, le=30 * 86400)] = 3600.0
     safe_to_repeat: Annotated[

@@ -25,6 +25,7 @@ Everything that can go wrong, as one tree.
         │   ├── ClosedByPeer     with a close code
         │   └── PeerSilent       keep-alive or barrier unanswered
         ├── PeerViolation        what came is not what the protocol allows
+        │   └── RateExceeded     it came too fast
         ├── BreakerOpen          not tried: the backend failed too often just now
         └── HTTPStatusError      an HTTP answer that is not a success
 
@@ -282,6 +283,12 @@ class PeerSilent(ConnectionEnded):
 
 class PeerViolation(TransportError):
     """The backend sent what the protocol or a limit of ours does not allow."""
+
+
+class RateExceeded(PeerViolation):
+    """The backend sends faster than the agent is to take it."""
+
+    advice = "find out what the backend sends; if it is right, raise websocket.max_message_rate"
 
 
 class BreakerOpen(TransportError):

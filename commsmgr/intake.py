@@ -11,8 +11,9 @@ bounds, open commands counted as the events they will become, those that are sti
 commsmgr.v1 backend is asked to send again later; a plain one, which knows no such word, gets a ``rejected`` result, and
 from :data:`SILENT_AT` on nothing: it has to find out by itself.
 Such a result closes no command in the inbox: the refused command is not there, but another one of the same id may be.
-A command that is known already takes no room and is not refused for want of it, unless it is finished and its result,
-which is put again, finds none, or so many come that not each can be asked about (:data:`ASKING`).
+So it is with commands that come faster than ``commands.max_rate`` allows.
+A command that is known already takes no room and is not refused for want of it, nor for the rate, unless it is finished
+and its result, which is put again, finds no room, or so many come that not each can be asked about (:data:`ASKING`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from commsmgr.errors import CommsError
 from commsmgr.messages import Command, CommandData, Result, ResultStatus
 from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
+from commsmgr.policy.rate import TokenBucket
 from commsmgr.session.conversation import CommandArrived
 from commsmgr.spool import Accepted, Duplicate, Opened, Spool, StoredCommand
 
@@ -47,6 +49,9 @@ ASKING = 100
 
 REFUSED_FOR = 5.0
 """Seconds after which a backend whose command was refused for want of room may send it again."""
+
+BURST = 10.0
+"""Seconds of ``commands.max_rate`` that may come at once."""
 
 
 class CommandSource(Protocol):
@@ -89,6 +94,8 @@ class Intake:
         self._accepting = 0
         self._asking = 0
         self._burst = Burst(clock.seconds)
+        rate = whole.commands.max_rate
+        self._rate = TokenBucket(rate, BURST * rate, clock.seconds)
 
     def recover(self, opened: Opened) -> None:
         """
@@ -125,6 +132,9 @@ class Intake:
         if not self._room():
             self._refuse_unless_known(source, arrived, "the agent holds as many commands and results as it can store")
             return
+        if not self._rate.take():
+            self._refuse_unless_known(source, arrived, "commands come faster than commands.max_rate")
+            return
         body = msgspec.json.encode(arrived.data)
         self._accepting += 1
         accepting = self._spool.inbox.accept(id=arrived.id, digest=arrived.digest, body=body)
@@ -149,6 +159,7 @@ class Intake:
 
     def _accepted(self, outcome: Accepted | Duplicate, source: CommandSource, arrived: CommandArrived) -> None:
         if isinstance(outcome, Duplicate):
+            self._rate.give_back()
             self._is_known(outcome, source, arrived)
             return
         source.acknowledge(arrived.id)

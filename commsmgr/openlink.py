@@ -335,10 +335,12 @@ class OpenLink:
             self._metrics.message("nack", "in", "stray")
             return
         self._window.settle_seqs([seq])
+        self._connection.answered()
         self._events.refused(self, seq, event)
         self._progressed()
 
     def _receipts(self, seqs: Sequence[int]) -> None:
+        self._connection.answered()
         self._events.receipts(self, seqs)
         self._progressed()
 

@@ -105,6 +105,7 @@ class FakeConnection:
         self.wire: list[tuple[str, Any]] = []
         self.closed: list[int] = []
         self.killed: list[CommsError] = []
+        self.answers = 0
 
     def send(self, payload: bytes) -> bool:
         return self.send_many([payload])
@@ -118,6 +119,9 @@ class FakeConnection:
         if self.is_open:
             self.wire.append(("ping", payload))
         return self.is_open
+
+    def answered(self) -> None:
+        self.answers += 1
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         self.closed.append(code)

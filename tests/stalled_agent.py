@@ -1,4 +1,4 @@
-"""An agent whose every command has a result of a given size. Run by test_stalled_peer, which watches its memory."""
+"""An agent whose every command has a result of a given size. Run by tests that watch its memory from outside."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from commsmgr.observe.logs import make_observer
 from commsmgr.redact import Redactor
 
 CONFIG, SIZE = sys.argv[1], int(sys.argv[2])
+LEVEL: Any = sys.argv[3]
 reactor: Any = installed
 
 
@@ -23,8 +24,8 @@ def run(command: Command) -> Result:
     return command.success("x" * SIZE)
 
 
-globalLogPublisher.addObserver(make_observer(sys.stdout, format="text", level="warn", redactor=Redactor(())))
-manager = Manager(settings.load(CONFIG, os.environ), reactor=reactor, handler=run)
+globalLogPublisher.addObserver(make_observer(sys.stdout, format="text", level=LEVEL, redactor=Redactor(())))
+manager = Manager(settings.load(CONFIG, os.environ), reactor=reactor, handler=run, on_push=lambda push: None)
 reactor.addSystemEventTrigger("before", "shutdown", manager.stopService)
 reactor.callWhenRunning(manager.startService)
 reactor.run()

@@ -51,7 +51,7 @@ class ErrorTests(SynchronousTestCase):
                 "QueueFull", "SpoolWriteFailed", "TokenError", "DeadlineExceeded", "TransportError", "ConnectFailed",
                 "ProxyRefused",
                 "TLSFailed", "UpgradeRefused", "ConnectionEnded", "ClosedByPeer", "PeerSilent", "PeerViolation",
-                "BreakerOpen", "HTTPStatusError",
+                "RateExceeded", "BreakerOpen", "HTTPStatusError",
             },
         )  # fmt: skip
 

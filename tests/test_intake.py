@@ -8,7 +8,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.errors import SpoolWriteFailed
-from commsmgr.intake import ASKING
+from commsmgr.intake import ASKING, REFUSED_FOR
 from commsmgr.messages import CommandData, Result
 from commsmgr.spool import Duplicate, Lane, Opened, StoredCommand
 from tests.command_kit import CommandWorld, Source, arrived
@@ -207,6 +207,47 @@ class Room(SynchronousTestCase):
         world.intake.arrived(source, arrived("b"))
         world.run()
         self.assertEqual([refused[0] for refused in source.refused], ["b"])
+
+    def test_rate(self) -> None:
+        """Beyond commands.max_rate commands are refused until time has passed, in either dialect's words."""
+        for can_refuse in (True, False):
+            world, source = CommandWorld(max_rate=2), Source(can_refuse=can_refuse)
+            for number in range(25):
+                world.intake.arrived(source, arrived(f"a{number}"))
+            world.run()
+            self.assertEqual(source.acked, [f"a{number}" for number in range(20)])
+            refused = [f"a{number}" for number in range(20, 25)]
+            self.assertEqual([refusal[0] for refusal in source.refused], refused if can_refuse else [])
+            self.assertEqual([result.command_id for result in world.said], [] if can_refuse else refused)
+            self.assertEqual({result.status for result in world.said}, set() if can_refuse else {"rejected"})
+            world.clock.advance(REFUSED_FOR)
+            for number in range(20, 40):
+                world.intake.arrived(source, arrived(f"a{number}"))
+            world.run()
+            self.assertEqual(source.acked, [f"a{number}" for number in range(30)])
+
+    def test_rate_of_duplicates(self) -> None:
+        """What is known already costs nothing, and is acknowledged beyond the rate too."""
+        world, source = CommandWorld(max_rate=1), Source()
+        for turn in range(5):
+            for _ in range(8):
+                world.intake.arrived(source, arrived("same"))
+            world.run()
+            self.assertEqual(len(source.acked), 8 * (turn + 1))
+        for number in range(10):
+            world.intake.arrived(source, arrived(f"c{number}"))
+        world.intake.arrived(source, arrived("same"))
+        world.run()
+        self.assertEqual(len(source.acked), 40 + 9 + 1)
+        self.assertEqual([refusal[0] for refusal in source.refused], ["c9"])
+
+    def test_no_rate(self) -> None:
+        """With 0 there is no such limit."""
+        world, source = CommandWorld(max_rate=0, max_pending=20_000), Source()
+        for number in range(11_000):
+            world.intake.arrived(source, arrived(f"c{number}"))
+        world.run()
+        self.assertEqual(len(source.acked), 11_000)
 
     def test_a_duplicate_needs_no_room(self) -> None:
         """A command that is known is acknowledged, room or no room."""

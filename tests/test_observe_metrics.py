@@ -235,6 +235,8 @@ class ReasonTests(SynchronousTestCase):
             (errors.PeerSilent(), "peer-silent"),
             (errors.ConnectionEnded(), "connection-ended"),
             (errors.TLSFailed(), "tls-failed"),
+            (errors.PeerViolation(), "peer-violation"),
+            (errors.RateExceeded(), "rate-exceeded"),
             (errors.TransportError(), "transport"),
             (errors.QueueFull(), "queue-full"),
             (errors.SpoolLocked(), "spool"),

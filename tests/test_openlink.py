@@ -423,6 +423,18 @@ class ReceiptsV1Tests(_LinkTests):
         self.assertEqual(self.recorder.take(), [("refused", 2, "busy", 7.0), ("refused", 1, "busy", None)])
         self.assertEqual(self.link.in_flight, 0)
 
+    def test_what_answers_us(self) -> None:
+        """Receipts and refusals of what was sent do not count for the rate; a second one, and strays, do."""
+        self.send(1, 2, 3, 4)
+        self.bench.ack("e1", "e2")
+        self.bench.ack("e3", "stray")
+        self.bench.nack("e4")
+        self.assertEqual(self.connection.answers, 3)
+        self.bench.ack("e1", "e2")
+        self.bench.nack("e4")
+        self.bench.say({"type": "ping", "id": "p"})
+        self.assertEqual(self.connection.answers, 3)
+
     def test_stray_nack(self) -> None:
         """A nack of what is not in flight is counted and nothing else."""
         self.bench.nack("e9")
@@ -558,9 +570,10 @@ class ReceiptsPlainTests(_LinkTests):
         ping = self.connection.pings()[0]
         for stray in (b"", b"nonce!", b"other!" + ping[6:], ping[:-1] + b"\x02"):
             self.bench.pong(stray)
-        self.assertEqual(self.recorder.take(), [])
+        self.assertEqual((self.recorder.take(), self.connection.answers), ([], 0))
         self.bench.pong()
         self.bench.pong(ping)
+        self.assertEqual(self.connection.answers, 1)
         self.assertEqual(self.recorder.take(), [("receipts", [1])])
 
     def test_acks_are_no_receipts(self) -> None:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer
-from zope.interface import implementer
 
-from tests.processes import ProcessTestCase, Program, pause, reactor
+from tests.peer_kit import Flood, Peer, Peers, PeerTestCase, frame, memory
+from tests.processes import Program, pause
 
-AGENT = Path(__file__).with_name("stalled_agent.py")
-RESULT = 20_000
-"""Bytes of each result."""
 COMMANDS = 3200
 SPOOL = 50_000_000
 """Bytes that the spool takes: less than all results have."""
@@ -27,138 +19,8 @@ FLOOD = 18 << 20
 """Bytes of questions from a peer that does not read the answers."""
 
 
-class Peer(WebSocketServerProtocol):
-    """One connection of the agent's; what it does is the factory's ``script``."""
-
-    factory: Peers
-    closed = False
-
-    def onConnect(self, request: Any) -> str | None:
-        return "commsmgr.v1" if "commsmgr.v1" in request.protocols else None
-
-    def onOpen(self) -> None:
-        self.transport.unregisterProducer()
-
-    def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        message = msgspec.json.decode(payload)
-        if message["type"] == "register":
-            self.say(type="registration_ack", id=message["id"], data={"machine_id": message["machine_id"]})
-            self.factory.script(self)
-        elif message["type"] == "command_result":
-            self.factory.results.append((message["id"], message["data"]["command_id"]))
-            if self.factory.receipts:
-                self.say(type="ack", ids=[message["id"]])
-        elif message["type"] == "nack":
-            self.factory.refused[message["id"]] = message["data"]
-
-    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        self.closed = True
-
-    def onPong(self, payload: bytes) -> None:
-        self.factory.pongs.append(payload)
-
-    def say(self, **message: Any) -> None:
-        """Send a message."""
-        self.sendMessage(msgspec.json.encode(message))
-
-    def stall(self) -> None:
-        """Read no more."""
-        self.transport.pauseProducing()
-
-    def order(self, numbers: range) -> None:
-        """Give commands."""
-        self.order_again(f"c-{number}" for number in numbers)
-
-    def order_again(self, ids: Iterable[str]) -> None:
-        """Give commands by their ids."""
-        for each in ids:
-            self.say(type="command", id=each, data={"type": "say"})
-
-
-class Peers(WebSocketServerFactory):
-    """Takes the agent's connections."""
-
-    protocol = Peer
-    noisy = False
-
-    def __init__(self, script: Callable[[Peer], None]) -> None:
-        super().__init__(reactor=reactor)
-        self.setProtocolOptions(openHandshakeTimeout=0, closeHandshakeTimeout=0, autoPingInterval=0)
-        self.script = script
-        self.results: list[tuple[str, str]] = []
-        self.refused: dict[str, dict[str, Any]] = {}
-        self.receipts = True
-        self.pongs: list[bytes] = []
-
-
-@implementer(IPushProducer)
-class Flood:
-    """Writes one block again and again, as fast as the agent reads."""
-
-    def __init__(self, transport: Any, block: bytes, size: int) -> None:
-        self._transport, self._block, self._left = transport, block, size
-        self._paused = False
-        self.done: Deferred[None] = Deferred()
-        transport.registerProducer(self, True)
-        self.resumeProducing()
-
-    def resumeProducing(self) -> None:
-        """There is room."""
-        self._paused = False
-        while self._left > 0 and not self._paused:
-            self._left -= len(self._block)
-            self._transport.write(self._block)
-        if self._left <= 0 and not self.done.called:
-            self._transport.unregisterProducer()
-            self.done.callback(None)
-
-    def pauseProducing(self) -> None:
-        """There is none."""
-        self._paused = True
-
-    def stopProducing(self) -> None:
-        """The connection is lost."""
-        self._left = 0
-
-
-def frame(opcode: int, payload: bytes) -> bytes:
-    """Return a server's frame."""
-    size = bytes((len(payload),)) if len(payload) < 126 else b"\x7e" + len(payload).to_bytes(2, "big")
-    return bytes((0x80 | opcode,)) + size + payload
-
-
-def memory(agent: Program) -> int:
-    """Return the bytes that a process has in memory."""
-    status = Path(f"/proc/{agent.transport.pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) << 10
-
-
-class StalledPeer(ProcessTestCase):
-    """A real agent process and a peer in this one."""
-
-    async def start_agent(self, script: Callable[[Peer], None], **sections: Any) -> tuple[Peers, Program]:
-        """Listen, and start an agent."""
-        peers = Peers(script)
-        port = reactor.listenTCP(0, peers, interface="127.0.0.1")
-        self.addCleanup(port.stopListening)
-        # Connections inherit it: what is not read stays with the agent.
-        port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        config = self.configuration(
-            f"http://127.0.0.1:{port.getHost().port}",
-            heartbeat={"interval": 0},
-            observe={"listen": ""},
-            **sections,
-        )
-        return peers, self.python(AGENT, config, str(RESULT))
-
-    async def until(self, condition: Callable[[], object], agent: Program) -> int:
-        """Wait; return the most memory that the agent had meanwhile."""
-        most = 0
-        while not condition():
-            self.assertIsNone(agent.code, agent.text)
-            most = max(most, memory(agent))
-            await pause(0.02)
-        return most
+class StalledPeer(PeerTestCase):
+    """A peer that does not read."""
 
     async def test_stops_reading(self) -> None:
         """Results go to the spool until it is full; the silence is noticed; the next connection gets all, in order."""
@@ -176,7 +38,7 @@ class StalledPeer(ProcessTestCase):
         peers, agent = await self.start_agent(
             script,
             spool={"durability": "normal", "max_bytes": SPOOL},
-            websocket={"receipt_timeout": 3},
+            websocket={"receipt_timeout": 3, "max_message_rate": 0},
             commands={"max_pending": 10_000},
         )
         # Before it has become another program, the new process is as large as this one.
@@ -217,7 +79,8 @@ class StalledPeer(ProcessTestCase):
     async def flood(self, block: bytes, growth: int = 8 << 20) -> tuple[Peers, Program, list[Peer]]:
         """Let a peer that does not read write ``block`` again and again; the agent's memory must stay flat."""
         registered: list[Peer] = []  # the agent's connections, in order
-        peers, agent = await self.start_agent(registered.append)
+        # What bounds memory without any limit of the flood's speed is what is tested here.
+        peers, agent = await self.start_agent(registered.append, websocket={"max_message_rate": 0})
         await self.until(lambda: registered, agent)
         before = memory(agent)
         (peer,) = registered

@@ -27,10 +27,11 @@ from commsmgr.errors import (
     TokenError,
     UsageError,
 )
+from commsmgr.transport.answer import HEAD_LIMIT, INTERIM_LIMIT
 from commsmgr.transport.body import BodyCollector, BytesProducer
 from commsmgr.transport.endpoint import Dialer
 from commsmgr.transport.http import Exchange, HTTPClient
-from commsmgr.transport.pool import GRACE, HEAD_LIMIT, IDLE, INTERIM_LIMIT
+from commsmgr.transport.pool import GRACE, IDLE
 from commsmgr.urls import Target
 from tests.certificates import Authority
 from tests.loopback import FixedResolver, ReactorWith, Recorder, Recording, listen

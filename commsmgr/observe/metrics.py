@@ -46,6 +46,7 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.ProxyRefused, "proxy-refused"),
     (errors.ConnectFailed, "connect-failed"),
     (errors.TLSFailed, "tls-failed"),
+    (errors.RateExceeded, "rate-exceeded"),
     (errors.PeerViolation, "peer-violation"),
     (errors.BreakerOpen, "breaker-open"),
     (errors.TransportError, "transport"),

@@ -6,7 +6,7 @@ what ended it                                  pace          wait in seconds
 =============================================  ============  =========================================================
 close 1008, 4400 to 4499;                      ``REFUSED``   around ``refused_delay``: from half of it to one and a
 upgrade, or a proxy's CONNECT, answered with                 half
-4xx
+4xx; we closed: it sent too fast
 – but close 4408, 4425, 4429;                  ``USUAL``     full jitter
 upgrade or CONNECT answered with 408, 425, 429
 – but close 4401, upgrade answered with 401,   ``USUAL``     full jitter: the next attempt bears a fresh token
@@ -29,7 +29,15 @@ from random import Random
 from typing import Final
 
 from commsmgr.config import Reconnect
-from commsmgr.errors import BreakerOpen, ClosedByPeer, CommsError, HTTPStatusError, ProxyRefused, UpgradeRefused
+from commsmgr.errors import (
+    BreakerOpen,
+    ClosedByPeer,
+    CommsError,
+    HTTPStatusError,
+    ProxyRefused,
+    RateExceeded,
+    UpgradeRefused,
+)
 from commsmgr.policy.backoff import full_jitter
 
 TROUBLED_FLOOR: Final = 5.0
@@ -101,6 +109,8 @@ def _pace(error: CommsError, attempt: int) -> _Pace:
     match error:
         case ClosedByPeer(code=code):
             pace = _BY_CLOSE_CODE.get(code, _Pace.USUAL)
+        case RateExceeded():
+            return _Pace.REFUSED
         case UpgradeRefused(status=code) | HTTPStatusError(status=code):
             pace = _BY_STATUS.get(code, _Pace.USUAL)
         case ProxyRefused(status=code):

@@ -20,6 +20,12 @@ from commsmgr.errors import PeerViolation
 _CHUNK: Final = 1 << 16
 _SLICE: Final = 1 << 18
 
+PIECES: Final = 10_000
+"""Pieces of a body, chunks or packets, however small they are; each costs the same work whatever is in it."""
+
+PIECE: Final = 512
+"""Bytes that the others must have on average."""
+
 
 async def gzipped(clock: IReactorTime, body: bytes) -> bytes:
     """Return ``body`` in gzip form, compressed in slices of some milliseconds so that the reactor goes on meanwhile."""
@@ -89,25 +95,31 @@ class BodyCollector(Protocol):
     Takes the body of an answer.
 
     :param limit: bytes; more fails at once, whatever follows is dropped.
-    :ivar body: fires with the body; fails with :class:`~commsmgr.errors.PeerViolation` when it is too large or its end
-        cannot be known (RFC 9112 section 8), or with what ended the connection.
+    :ivar body: fires with the body; fails with :class:`~commsmgr.errors.PeerViolation` when it is too large, comes in
+        too many pieces, or its end cannot be known (RFC 9112 section 8), or with what ended the connection.
     :ivar received: bytes that came.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
+        # Not a list of the pieces: the smaller they are, the more memory each takes beside its own.
+        self._content = bytearray()
+        self._pieces = 0
         self.received = 0
         self.body: Deferred[bytes] = Deferred()
 
     def dataReceived(self, data: bytes) -> None:
         """A part of the body came."""
         self.received += len(data)
-        if self.received <= self._limit:
-            self._parts.append(data)
-        elif not self.body.called:
-            self._parts.clear()
-            self.body.errback(too_large(self._limit))
+        if self.body.called:
+            return
+        self._pieces += 1
+        if self.received > self._limit:
+            self._refuse(too_large(self._limit))
+        elif self._pieces > PIECES + self.received // PIECE:
+            self._refuse(PeerViolation("the answer comes in too many small pieces", may_have_arrived=True))
+        else:
+            self._content += data
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The body is complete, or will never be."""
@@ -115,7 +127,7 @@ class BodyCollector(Protocol):
             return
         error: Any = reason.value
         if isinstance(error, ResponseDone):
-            self.body.callback(b"".join(self._parts))
+            self.body.callback(bytes(self._content))
         elif isinstance(error, PotentialDataLoss):
             self.body.errback(
                 PeerViolation(
@@ -125,6 +137,10 @@ class BodyCollector(Protocol):
             )
         else:
             self.body.errback(reason)
+
+    def _refuse(self, error: PeerViolation) -> None:
+        self._content.clear()
+        self.body.errback(error)
 
 
 def too_large(limit: int) -> PeerViolation:

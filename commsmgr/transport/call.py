@@ -181,11 +181,6 @@ class Call:
         return answer.addCallback(self._head_received)
 
     def _head_received(self, response: IResponse) -> IResponse:
-        assert self._connection is not None
-        self._connection.head_complete()
-        if not 100 <= response.code <= 999:
-            # Twisted takes any number; RFC 9110 section 15 has three digits.
-            raise PeerViolation(f"{self}: {response.code} is no status of an answer", may_have_arrived=True)
         encodings = b",".join(response.headers.getRawHeaders(b"Content-Encoding", ()))
         if response.length != 0 and encodings.strip().lower() not in (b"", b"identity"):
             raise PeerViolation(

@@ -97,6 +97,14 @@ class Connection:
             raise ValueError(f"a ping bears at most {MAX_CONTROL_BYTES} bytes, not {len(payload)}")
         return self._protocol.send_ping(payload)
 
+    def answered(self) -> None:
+        """
+        The message or pong that is being taken answers something that was sent, once and for all.
+
+        It then does not count towards ``websocket.max_message_rate``: how many of them come is our own affair.
+        """
+        self._protocol.answered()
+
     def close(self, code: int = 1000, reason: str = "") -> None:
         """
         Begin the closing handshake (RFC 6455 section 7.1.2); after :data:`CLOSE_WITHIN` the connection is dropped.

@@ -9,6 +9,12 @@ first, and frames are written by :func:`encode_frame`.
 
 Once :meth:`GuardedProtocol.drop` was called, or the peer's close frame has come, nothing that arrives counts any more
 (RFC 6455 section 5.5.1).
+
+What a peer can make us do is bounded too. Each frame takes a token of :class:`~commsmgr.policy.rate.TokenBucket`,
+whether it ever becomes a message or not, and so do packets that begin none and each :data:`UNIT` bytes of a message,
+counted when it is unpacked. When there is none left the connection ends, with close code 1008 (RFC 6455 section 7.4.1),
+and nothing more is read from it. Reading more slowly instead would be no mercy: what is behind the flood, pongs and
+receipts, would come so late that the link would be taken for dead, and the flood would begin anew on the next one.
 """
 
 # mypy: allow-untyped-calls
@@ -29,8 +35,9 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from commsmgr.errors import CommsError, PeerViolation, TransportError
-from commsmgr.transport.handshake import SWITCHING_PROTOCOLS, is_interim, read_head, refusal
+from commsmgr.errors import CommsError, PeerViolation, RateExceeded, TransportError
+from commsmgr.policy.rate import TokenBucket
+from commsmgr.transport.handshake import MAX_HEAD_BYTES, SWITCHING_PROTOCOLS, is_interim, read_head, refusal
 
 NO_STATUS: Final = 1005
 """What stands for the code of a close frame without one (RFC 6455 section 7.4.1)."""
@@ -40,6 +47,10 @@ MAX_CONTROL_BYTES: Final = 125
 PONGS: Final = 64 << 10
 """Bytes of pongs that are written without a proof that the peer reads them."""
 
+UNIT: Final = 4096
+"""Bytes of a message that count as much as a frame: decoding them takes about as long."""
+
+_POLICY_VIOLATION: Final = 1008
 _TEXT: Final = 1
 # Above this size autobahn's masker is faster than arithmetic, with its native code at least.
 _LONG_INTEGER: Final = 1500
@@ -86,18 +97,29 @@ class GuardedProtocol(WebSocketClientProtocol):
 
     :param entropy: returns that many random bytes, for masks (RFC 6455 section 10.3).
     :param wall: seconds since the epoch, for dates in Retry-After.
+    :param rate: how much may come; shared with the connections before and after this one.
     """
 
     log = _Silence()
     transport: Any  # TCP's or TLS's
     _log = Logger()
 
-    def __init__(self, owner: ProtocolOwner, entropy: Callable[[int], bytes], wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        owner: ProtocolOwner,
+        entropy: Callable[[int], bytes],
+        wall: Callable[[], float],
+        rate: TokenBucket,
+    ) -> None:
         super().__init__()
         self._owner = owner
         self._entropy = entropy
         self._wall = wall
+        self._rate = rate
         self._deaf = False
+        self._frame_begun = False
+        self._message = bytearray()
+        self._heads = 0
         self._pongs = 0
         self._proof = b""
         self._latest: bytes | None = None
@@ -141,6 +163,10 @@ class GuardedProtocol(WebSocketClientProtocol):
         self.sendFrame(9, payload)
         return True
 
+    def answered(self) -> None:
+        """What came just now was the answer to something that we sent: it is not the peer who makes us busy."""
+        self._rate.give_back()
+
     def send_close(self, code: int, reason: str) -> None:
         """Send a close frame; the reason is cut to what such a frame can bear."""
         # Not sendClose(): that one allows no other standard code than 1000.
@@ -170,9 +196,12 @@ class GuardedProtocol(WebSocketClientProtocol):
         if self._deaf:
             return
         self._owner.heard()
+        self._frame_begun = False
         # What autobahn's own method does, without its statistics; they cost more than a small message.
         self.data += data
         self.consumeData()
+        if not self._frame_begun:
+            self._count()
 
     def consumeData(self) -> None:
         # autobahn calls this by itself too, with what came in one packet with the answer to the upgrade.
@@ -189,6 +218,21 @@ class GuardedProtocol(WebSocketClientProtocol):
             self._log.failure("autobahn failed; the connection is dropped", event="websocket.fault")
             self._owner.drop(PeerViolation(f"what the backend sent could not be processed: {type(error).__name__}"))
 
+    def _count(self, units: int = 1) -> None:
+        """Something came that makes work; end the connection when it is too much."""
+        if self._rate.take(units) or self._deaf:
+            return
+        error = RateExceeded("closed with 1008: it sends more messages than websocket.max_message_rate")
+        self.data = b""
+        if self.state == WebSocketProtocol.STATE_OPEN:
+            self._deaf = True
+            self.send_close(_POLICY_VIOLATION, "too many messages")
+            # To read it away would be work again.
+            self.transport.pauseProducing()
+            self._owner.violated(error)
+        else:
+            self._owner.drop(error)
+
     def unregisterProducer(self) -> None:
         # None is ever registered, and not every transport likes to be told so.
         pass
@@ -203,6 +247,9 @@ class GuardedProtocol(WebSocketClientProtocol):
         try:
             head = read_head(self.data)
             while head is not None and is_interim(head):
+                self._heads += head.length
+                if self._heads > MAX_HEAD_BYTES:
+                    raise PeerViolation(f"interim answers to the WebSocket upgrade exceed {MAX_HEAD_BYTES} bytes")
                 self.data = self.data[head.length :]
                 head = read_head(self.data)
         except TransportError as error:
@@ -225,8 +272,32 @@ class GuardedProtocol(WebSocketClientProtocol):
     def onOpen(self) -> None:
         self._owner.opened()
 
-    def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        self._owner.received(payload, not isBinary)
+    def onFrameBegin(self) -> None:
+        self._frame_begun = True
+        self._count()
+        super().onFrameBegin()
+
+    # autobahn keeps the pieces of a message in lists, where each of them, empty ones included, takes more memory than
+    # any limit of bytes accounts for.
+
+    def onMessageBegin(self, isBinary: bool) -> None:
+        self.message_is_binary = isBinary
+        self.message_data_total_length = 0
+        self._message = bytearray()
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        if not self.failedByMe:
+            self._message += payload
+
+    def onMessageFrameEnd(self) -> None:
+        pass
+
+    def onMessageEnd(self) -> None:
+        message, self._message = self._message, bytearray()
+        if len(message) >= UNIT:
+            self._count(len(message) // UNIT)
+        if not self.failedByMe and not self._deaf:
+            self._owner.received(bytes(message), not self.message_is_binary)
 
     def onPing(self, payload: bytes) -> None:
         """

@@ -22,7 +22,7 @@ MAX_HEAD_BYTES: Final = 16 << 10
 SWITCHING_PROTOCOLS: Final = 101
 
 _SHOWN: Final = 120
-_END_OF_HEAD: Final = re.compile(rb"\r?\n\r?\n")
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/\d+(?:\.\d+)? (\d{3})(?: (.*))?")
 _UNPRINTABLE: Final = re.compile(rb"[^\t -~]")
 

@@ -1,6 +1,6 @@
 """
 Persistent HTTP connections, each behind a guard that bounds what Twisted does not: the head of an answer, and the time
-that closing takes.
+that closing takes; and that sees to it that each answer belongs to the request after which it came.
 """
 
 # mypy: allow-untyped-calls
@@ -8,33 +8,24 @@ that closing takes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable
+from socket import MSG_PEEK
 from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IDelayedCall, IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import deferLater
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
-from twisted.web.client import HTTPConnectionPool
+from twisted.web._newclient import HTTP11ClientProtocol
+from twisted.web.client import HTTPConnectionPool, _HTTP11ClientFactory
 
 from commsmgr.errors import PeerViolation
-
-HEAD_LIMIT: Final = 1 << 16
-"""Bytes of status line and header fields of one answer, interim answers included."""
-
-INTERIM_LIMIT: Final = 20
-"""Interim answers before the answer (RFC 9110 section 15.2). Twisted logs each, and a head has room for thousands."""
-
-_STATUS_LINE: Final = re.compile(rb"^HTTP/\d\.\d (\d)", re.MULTILINE)
-_STATUS_LINE_BYTES: Final = len(b"HTTP/1.1 1")
+from commsmgr.transport.answer import END_OF_HEAD, HEAD_LIMIT, INTERIM_LIMIT, malformed, status_of
 
 IDLE: Final = 4
 """Seconds an unused connection is kept: below the 5 s after which Node, Apache and uvicorn close theirs."""
-
-_BAD_HEAD: Final = f"the head of the answer is malformed, or larger than {HEAD_LIMIT} bytes"
 
 GRACE: Final = 1.0
 """Seconds for closing in good manners. TLS waits for the peer's goodbye, TCP for it to read: for ever, if need be."""
@@ -49,7 +40,7 @@ class Borrower(Protocol):
 
 class Connection(ProtocolWrapper):
     """
-    What Twisted's HTTP client takes for its transport.
+    What Twisted's HTTP client takes for its transport. The head of an answer goes on when it is complete and checked.
 
     :ivar refusal: what the peer did that made us drop the connection, None as long as it behaves.
     :ivar lost: fires when the connection is gone.
@@ -62,38 +53,81 @@ class Connection(ProtocolWrapper):
         super().__init__(factory, wrapped)
         self.refusal: PeerViolation | None = None
         self.lost: Deferred[None] = Deferred()
-        self._head: int | None = None
+        self._used = False
+        self._head: bytearray | None = None
+        self._skipped = 0
         self._interim = 0
-        self._line = b""
         self._closing: IDelayedCall | None = None
+
+    def is_stale(self) -> bool:
+        """
+        Whether the peer hung up after the last answer, or said something that cannot be meant for the next request.
+
+        Twisted drops a connection on which something comes while it is unused, but not before the reactor has read it.
+        """
+        if not self._used:
+            return False
+        transport = self.transport
+        while (beneath := getattr(transport, "transport", None)) is not None:
+            transport = beneath
+        peek = getattr(transport.getHandle(), "recv", None) if hasattr(transport, "getHandle") else None
+        if peek is None:
+            # Not a socket; what has no buffer of its own has told us everything.
+            return False
+        try:
+            peek(1, MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def answer_awaited(self) -> None:
         """A request goes out: what comes next is the head of an answer."""
-        self._head = 0
+        self._used = True
+        self._head = bytearray()
+        self._skipped = 0
         self._interim = 0
-        self._line = b""
-
-    def head_complete(self) -> None:
-        """The head of the answer is complete: bytes are the body's from here on."""
-        self._head = None
 
     def dataReceived(self, data: bytes) -> None:
-        """Hand on what came; if the head is still not complete then, count it."""
-        if self._head is not None and self._too_many_interim(data):
-            self._refuse(f"more than {INTERIM_LIMIT} interim answers came before the answer")
+        """Hand on what came; of a head nothing until all of it is there, and nothing of interim answers."""
+        if self._head is None:
+            super().dataReceived(data)
             return
-        super().dataReceived(data)
-        if self._head is not None:
-            self._head += len(data)
-            if self._head > HEAD_LIMIT:
-                self._refuse(_BAD_HEAD)
+        # The end may have begun in what came before.
+        searched = max(len(self._head) - 2, 0)
+        self._head += data
+        try:
+            head = self._answer(self._head, searched)
+        except PeerViolation as refusal:
+            self.refusal = self.refusal or refusal
+            self.abortConnection()
+        else:
+            if head is not None:
+                self._head = None
+                super().dataReceived(head)
+
+    def _answer(self, received: bytearray, searched: int) -> bytes | None:
+        """Return what came from the answer's status line on, None while its head is not complete."""
+        start = 0
+        if not received.startswith(b"HTTP/1."[: len(received)]):
+            raise malformed(f"it begins with {bytes(received[:40])!r}")
+        while (end := END_OF_HEAD.search(received, searched)) is not None and self._skipped + end.end() <= HEAD_LIMIT:
+            if status_of(bytes(received[start : end.end()])) >= 200:
+                return bytes(received[start:])
+            self._interim += 1
+            if self._interim > INTERIM_LIMIT:
+                raise malformed(f"more than {INTERIM_LIMIT} interim answers came before the answer")
+            start = searched = end.end()
+        if self._skipped + (len(received) if end is None else end.end()) > HEAD_LIMIT:
+            raise malformed(f"more than {HEAD_LIMIT} bytes")
+        self._skipped += start
+        del received[:start]
+        return None
 
     def loseConnection(self) -> None:
         """Close; abort after :data:`GRACE` seconds."""
-        if self._head is not None:
-            # Twisted gives up on a line of more than 16 KiB without a word.
-            self._refuse(_BAD_HEAD)
-        elif self._closing is None and not self.lost.called:
+        if self._closing is None and not self.lost.called:
             super().loseConnection()
             self._closing = self.factory.clock.callLater(GRACE, self.abortConnection)
 
@@ -109,24 +143,22 @@ class Connection(ProtocolWrapper):
         super().connectionLost(reason)
         self.lost.callback(None)
 
-    def _too_many_interim(self, data: bytes) -> bool:
-        """Count the interim answers that begin in ``data``, before each of them makes a line in the log."""
-        begun = len(self._line)
-        text = self._line + data
-        for status in _STATUS_LINE.finditer(text):
-            if status[1] != b"1":
-                # The answer itself; what follows may be its body.
-                break
-            if status.end() > begun:
-                self._interim += 1
-        # The beginning of a line that is not complete yet.
-        self._line = text[text.rfind(b"\n") + 1 :][:_STATUS_LINE_BYTES]
-        return self._interim > INTERIM_LIMIT
 
-    def _refuse(self, why: str) -> None:
-        if self.refusal is None:
-            self.refusal = PeerViolation(why, may_have_arrived=True)
-        self.abortConnection()
+class _Client(HTTP11ClientProtocol):
+    """Twisted's client, which would ignore what comes in one packet with the end of an answer, and go on."""
+
+    def _finishResponse(self, rest: bytes) -> None:
+        if rest and self._currentRequest is not None:
+            # The answer counts; a connection on which more follows than was asked for is not used again.
+            self._currentRequest.persistent = False
+        super()._finishResponse(rest)
+
+
+class _ClientFactory(_HTTP11ClientFactory):
+    noisy = False
+
+    def buildProtocol(self, addr: IAddress | None) -> _Client:
+        return _Client(self._quiescentCallback)
 
 
 class _Guarding(WrappingFactory):
@@ -134,7 +166,6 @@ class _Guarding(WrappingFactory):
     noisy = False
 
     def __init__(self, factory: Any, clock: Any, register: dict[Connection, None]) -> None:
-        factory.noisy = False
         super().__init__(factory)
         self.clock = clock
         self._register = register
@@ -156,6 +187,7 @@ class Pool(HTTPConnectionPool):
     :param connections: how many unused ones are kept for each backend.
     """
 
+    _factory = _ClientFactory
     retryAutomatically = False  # it would send a request twice without anybody knowing
 
     def __init__(self, reactor: Any, connections: int) -> None:
@@ -170,6 +202,9 @@ class Pool(HTTPConnectionPool):
 
         def lend(protocol: Any) -> Any:
             connection: Connection = protocol.transport
+            if connection.is_stale():
+                connection.abortConnection()
+                return self.getConnection(key, endpoint)
             connection.answer_awaited()
             endpoint.borrowed(connection)
             return protocol

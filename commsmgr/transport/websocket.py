@@ -56,6 +56,7 @@ from twisted.python.failure import Failure
 from commsmgr import config
 from commsmgr.errors import CommsError, ConfigError
 from commsmgr.headers import mistake
+from commsmgr.policy.rate import TokenBucket
 from commsmgr.transport.attempt import Attempt
 from commsmgr.transport.connection import CLOSE_WITHIN, Connection, WebSocketHandler
 from commsmgr.transport.connector import EndpointConnector
@@ -64,6 +65,9 @@ from commsmgr.transport.handshake import check_headers
 from commsmgr.urls import Target
 
 __all__ = ["Connection", "EndpointSource", "WebSocketClient", "WebSocketHandler", "native_acceleration_active"]
+
+BURST: Final = 4.0
+"""Seconds of ``websocket.max_message_rate`` that may come at once."""
 
 DELAY_AFTER_FAULT: Final = 60.0
 """Seconds before the next attempt when the handler failed to say how many."""
@@ -181,6 +185,8 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
         self._settings = settings
         self._entropy = entropy
         self._wall = wall
+        rate = settings.max_message_rate
+        self._rate = TokenBucket(rate, BURST * rate, reactor.seconds)
         self._state = _State.IDLE
         self._attempt: Attempt | None = None
         self._stopped: list[Deferred[None]] = []
@@ -240,7 +246,7 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
     def buildProtocol(self, addr: IAddress | None) -> GuardedProtocol | None:
         if self._attempt is None:
             return None
-        protocol = GuardedProtocol(self._attempt, self._entropy, self._wall)
+        protocol = GuardedProtocol(self._attempt, self._entropy, self._wall, self._rate)
         protocol.factory = self
         return protocol
 
