@@ -18,12 +18,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "redact", "urls", "status",
         "reference", "shape", "rules", "settings", "waiters",
-        "clock", "process", "lazy", "instants",
+        "bearer", "clock", "process", "lazy", "instants",
     ),
     ("policy/", "session/"),
-    ("spool/", "transport/", "credentials", "machine", "sources", "psutil_source"),
+    (
+        "spool/", "transport/", "credentials", "renewal", "token_command", "accepted_tokens", "machine", "sources",
+        "psutil_source",
+    ),
     ("observe/", "spooltool/"),
     (
+        "authorization",
         "liveness", "answers", "openlink", "link", "handlers", "backends", "requests", "posting", "delivery", "channel",
         "intake", "losses", "results", "runner", "reports", "reporting", "schedules",
     ),

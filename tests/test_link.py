@@ -20,7 +20,7 @@ from commsmgr.policy.breaker import Breaker
 from commsmgr.session.conversation import GoingAway
 from commsmgr.status import Connecting, Draining, Idle, Registered, Registering, Waiting
 from commsmgr.urls import http_target
-from tests.link_kit import MACHINE, TIMESTAMP, FakeHTTP, FakeToken, Recorder, conversation, entry, pass_time
+from tests.link_kit import MACHINE, TIMESTAMP, FakeHTTP, FakeToken, Recorder, authorized, conversation, entry, pass_time
 from tests.websocket_kit import (
     CLOSE,
     PING,
@@ -69,7 +69,7 @@ class Bench:
             wall=lambda: 5000.0 + self.clock.seconds(),
             random=self.random,
             dialer=self.dialer,  # type: ignore[arg-type]  # in-memory endpoints
-            token=self.token,
+            authorization=authorized(self.token, self.clock, self.metrics, self.random, self.config.auth),
             metrics=self.metrics,
             conversation=conversation,
             events=self.recorder.events,

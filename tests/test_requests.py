@@ -23,7 +23,7 @@ from commsmgr.errors import (
 )
 from commsmgr.requests import not_html
 from commsmgr.transport.http import HTTPResponse
-from tests.link_kit import HANG, FakeToken, House, answer, pass_time
+from tests.link_kit import HANG, House, answer, pass_time
 
 HTML = answer(200, {"content-type": "text/HTML; charset=utf-8"}, b"<html>Please log in</html>")
 
@@ -223,7 +223,7 @@ class TokenTests(_RequestTests):
     def test_no_hot_loop(self) -> None:
         """However often something is sent, a refused token is shown again after half of refused_delay or later."""
         self.build(auth=config.Auth(refused_delay=60))
-        self.house.token = self.house.requests._token = FakeToken("only")
+        self.house.token.newer.clear()
         self.http.default = 401
         self.assertEqual(self.error(self.send(attempts=100), HTTPStatusError).status, 401)
         self.assertEqual(len(self.http.calls), 1)
