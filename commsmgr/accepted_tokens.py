@@ -111,7 +111,7 @@ def _read(path: str) -> bytes:
     """Return what is in the file; raises OSError when it is not ours alone."""
     # NONBLOCK: a pipe would keep us waiting for somebody who writes.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(None, "it is no regular file")
@@ -119,7 +119,10 @@ def _read(path: str) -> bytes:
             raise OSError(None, "it belongs to another user")
         if status.st_mode & 0o077:
             raise OSError(None, "others than its owner may use it; its mode should be 0600")
-        return file.read(_LARGEST)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(_LARGEST)
+    finally:
+        os.close(descriptor)
 
 
 def _replace(path: str, kept: dict[Route, Token]) -> None:

@@ -238,7 +238,7 @@ class Tokens(SecurityTestCase):
         await manager.when_connected()
 
     def test_a_refused_token_makes_no_hot_loop(self) -> Deferred[None]:
-        """401 to everything: the only token there is shown once over HTTP, twice over WebSocket, and then slowly."""
+        """401 to everything: the only token there is shown once over each transport, and then slowly."""
 
         async def story(enabled: bool) -> None:
             backend = await self.backend(check_token_on_upgrade=True)
@@ -257,7 +257,7 @@ class Tokens(SecurityTestCase):
             await manager.send_inventory({"a": 1})
             await pause(0.6)
             self.assertEqual(1, refused.count("http"), "there is no other token to show")
-            self.assertEqual(2 if enabled else 0, refused.count("websocket"))
+            self.assertEqual(1 if enabled else 0, refused.count("websocket"))
             self.assertEqual(1, manager.status().queue.states, "it waits for a better token")
 
         return Deferred.fromCoroutine(together(story(True), story(False)))
