@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectBindError, ConnectionDone, ConnectionLost
 
 from commsmgr import config
+from commsmgr.authorization import Authorization
 from commsmgr.backends import Backends, Line
 from commsmgr.errors import TokenError
 from commsmgr.link import Link
@@ -50,7 +51,15 @@ def message(**fields: Any) -> bytes:
 class Bench:
     """One link, and the backend at the other end of its in-memory transports."""
 
-    def __init__(self, test: Any, name: str = "one", *, dialer: MemoryDialer | None = None, **sections: Any) -> None:
+    def __init__(
+        self,
+        test: Any,
+        name: str = "one",
+        *,
+        dialer: MemoryDialer | None = None,
+        authorization: Authorization | None = None,
+        **sections: Any,
+    ) -> None:
         self.clock = test.clock
         self.dialer = MemoryDialer(self.clock) if dialer is None else dialer
         self.recorder = Recorder()
@@ -70,7 +79,8 @@ class Bench:
             wall=lambda: 5000.0 + self.clock.seconds(),
             random=self.random,
             dialer=self.dialer,  # type: ignore[arg-type]  # in-memory endpoints
-            authorization=authorized(self.token, self.clock, self.metrics, self.random, self.config.auth),
+            authorization=authorization
+            or authorized(self.token, self.clock, self.metrics, self.random, self.config.auth),
             metrics=self.metrics,
             conversation=conversation,
             events=self.recorder.events,

@@ -15,8 +15,9 @@ standing        newest was accepted       newest was refused (401)   the provide
 ==============  ========================  =========================  ==========================
 
 While ``REFUSED``, the token that the backend accepted before is shown, if there is one that has neither been refused
-since nor expired: it is *standing in*. The newest is shown again after its wait, one attempt each time, and one that
-was not refused at once. So nothing here can become a loop, whoever asks and however often.
+since nor expired: it is *standing in*. The newest is shown again after its wait, one attempt each time, and another one
+at once; but when several in a row were refused each further one waits as well, because a provider may make a new one
+for every refusal. So nothing here can become a loop, whoever asks and however often.
 
 Accepted means a 2xx, or a registered WebSocket: a 101 alone need not have been checked.
 """
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import Enum, auto
+from math import inf
 from random import Random
 from typing import Final, NamedTuple
 
@@ -32,6 +34,9 @@ from commsmgr.bearer import Token
 
 REFUSED_SPREAD: Final = 1.5
 """At most so many times ``auth.refused_delay`` a refused token is not shown again, and at least half of that delay."""
+
+FREE: Final = 3
+"""So many different tokens in a row may be refused before the next one has to wait."""
 
 _REMEMBERED: Final = 8
 """Refused tokens that are remembered of a route: more than are ever in use at the same time."""
@@ -65,6 +70,8 @@ class _Record:
         self.stands_in = False
         self.accepted: Token | None = None
         self.held_until: dict[str, float] = {}
+        self.refused_in_a_row = 0
+        self.all_held_until = -inf
 
 
 class TokenTable:
@@ -112,6 +119,7 @@ class TokenTable:
         record.held_until.pop(token.value, None)
         if token.value == record.newest:
             record.standing = Standing.ACCEPTED
+            record.refused_in_a_row = 0
         elif record.standing is Standing.ACCEPTED:
             # A late answer to what was sent before the rotation.
             return False
@@ -132,8 +140,10 @@ class TokenTable:
         if record.accepted is not None and record.accepted.value == token.value:
             record.accepted = None
         wait = self._refused_delay * self._random.uniform(0.5, REFUSED_SPREAD)
-        record.held_until.pop(token.value, None)
+        if record.held_until.pop(token.value, None) is None:
+            record.refused_in_a_row += 1
         record.held_until[token.value] = now + wait
+        record.all_held_until = now + wait if record.refused_in_a_row >= FREE else -inf
         while len(record.held_until) > _REMEMBERED:
             del record.held_until[next(iter(record.held_until))]
         return wait
@@ -171,7 +181,11 @@ class TokenTable:
 
     def _held(self, record: _Record, token: str, now: float) -> float:
         """Return for how many seconds a token is held back; a clock that steps back must not make that longer."""
-        left = record.held_until.get(token, now) - now
+        until = record.held_until.get(token)
+        if until is None:
+            known = record.accepted is not None and record.accepted.value == token
+            until = -inf if known else record.all_held_until
+        left = until - now
         return left if 0 < left <= REFUSED_SPREAD * self._refused_delay else 0.0
 
 
