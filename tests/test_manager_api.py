@@ -59,9 +59,9 @@ class PublicNames(SynchronousTestCase):
         self.assertEqual(
             sorted(commsmgr.__all__),
             [
-                "Command", "CommandChannel", "CommsError", "Config", "ConfigError", "DeadlineExceeded",
-                "HTTPResponse", "Manager", "Push", "QueueFull", "Result", "Status", "SystemHealth",
-                "TransportError", "__version__", "load",
+                "CallableToken", "Command", "CommandChannel", "CommsError", "Config", "ConfigError",
+                "DeadlineExceeded", "HTTPResponse", "Manager", "Push", "QueueFull", "Result", "Status",
+                "SystemHealth", "Token", "TransportError", "__version__", "load",
             ],
         )  # fmt: skip
         for name in commsmgr.__all__:

@@ -140,6 +140,24 @@ class TokenTableTests(SynchronousTestCase):
         self.assertEqual(self.choose(NEW), OLD)
         self.assertEqual(self.table.kept(), {HTTP: OLD, WEBSOCKET: NEW})
 
+    def test_taken_by_the_other_transport(self) -> None:
+        """
+        A WebSocket that was opened with the earlier token stays open with it; when the backend takes the newest over
+        HTTP there is nothing to complain of. Where nothing works it is still refused.
+        """
+        for stands_in in (True, False):
+            self.setUp()
+            if stands_in:
+                self.table.remember({WEBSOCKET: OLD})
+            self.choose(NEW, WEBSOCKET)
+            self.refuse(NEW, WEBSOCKET)
+            self.choose(NEW, WEBSOCKET)
+            self.assertEqual(self.table.refusing, [WEBSOCKET])
+            self.choose(NEW)
+            self.table.accepted(HTTP, NEW)
+            self.assertEqual(self.table.refusing, [] if stands_in else [WEBSOCKET])
+            self.assertEqual(self.table.standing_in, [WEBSOCKET] if stands_in else [])
+
     def test_late_answers(self) -> None:
         """An answer to what was sent with the old token does not displace the new one, whichever way it goes."""
         self.choose(OLD)

@@ -361,7 +361,9 @@ class Daemon(ProcessTestCase):
         rundir.mkdir()
         os.chmod(self.directory, 0o755)
         os.chown(rundir, nobody.pw_uid, nobody.pw_gid)
-        config = self.configuration(url, spool={"path": str(rundir / "spool")})
+        # The program that gives the token runs with what rights are left.
+        command = ["/bin/sh", "-c", f"id -u > {rundir}/who; echo a-token-of-the-tests"]
+        config = self.configuration(url, spool={"path": str(rundir / "spool")}, auth={"token_command": command})
         process = await self.started(rundir, config, "--uid=nobody")
         self.assertEqual(nobody.pw_uid, os.stat(f"/proc/{process}").st_uid)
         for path in (rundir / "spool", *(rundir / "spool").iterdir()):
@@ -369,6 +371,7 @@ class Daemon(ProcessTestCase):
         self.assertEqual((0o700, 0o600), (mode(rundir / "spool"), mode(rundir / "spool" / "spool.db")))
         os.kill(process, signal.SIGUSR1)
         await self.logged(rundir, "heartbeat.answered")
+        self.assertEqual(f"{nobody.pw_uid}\n", (rundir / "who").read_text())
         os.kill(process, signal.SIGTERM)
         await self.gone([process])
         self.assertFalse((rundir / "agent.pid").exists())

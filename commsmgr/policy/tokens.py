@@ -118,6 +118,7 @@ class TokenTable:
         record = self._record(route)
         record.held_until.pop(token.value, None)
         if token.value == record.newest:
+            self._taken(route.backend, token.value)
             record.standing = Standing.ACCEPTED
             record.refused_in_a_row = 0
         elif record.standing is Standing.ACCEPTED:
@@ -127,6 +128,12 @@ class TokenTable:
             return False
         record.accepted = token
         return True
+
+    def _taken(self, backend: str, newest: str) -> None:
+        """The backend takes the newest: where an earlier one stands in, as for an open WebSocket, nothing is wrong."""
+        for route, record in self._records.items():
+            if route.backend == backend and record.newest == newest and record.stands_in:
+                record.standing = Standing.UNTRIED
 
     def refused(self, route: Route, token: Token, now: float) -> float:
         """
