@@ -28,6 +28,8 @@ from commsmgr.credentials import FileToken, StaticToken
 from commsmgr.errors import ConfigError
 from commsmgr.settings import from_toml
 from commsmgr.token_command import TokenCommand
+from tests.certificates import self_signed
+from tests.loopback import Recording, listen
 from tests.processes import ProcessTestCase, Program, pause, reactor, together
 
 CARELESS = Path(__file__).parent / "careless_agent.py"
@@ -92,7 +94,8 @@ class EverythingAnAgentWrites(ProcessTestCase):
     async def running(
         self, name: str, auth: dict[str, Any], **environment: str
     ) -> tuple[Program, ReferenceBackend, Path]:
-        """Start an agent in a directory of its own, whose first backend speaks no TLS; wait until it is connected."""
+        """Start an agent in a directory of its own, whose first backend is an impostor; wait until it is connected."""
+        impostor = listen(self, Recording(), tls=self_signed(names=["localhost"]).server_context())
         backend = ReferenceBackend(
             reactor, token=TOKENS[0], check_token_on_upgrade=True, wall=time.time, random=Random(1)
         )
@@ -102,7 +105,7 @@ class EverythingAnAgentWrites(ProcessTestCase):
         home.mkdir()
         (home / "spool").mkdir(mode=0o700)
         config = self.configuration(
-            backend.url.replace("http://", "https://"),
+            f"https://localhost:{impostor}",
             name=f"{name}.toml",
             spool={"path": str(home / "spool")},
             auth={"refused_delay": 1.0, **auth},
@@ -127,13 +130,13 @@ class EverythingAnAgentWrites(ProcessTestCase):
             await pause(0.02)
         return program, backend, home
 
-    async def story(self, name: str, *, rotates: bool) -> None:
+    async def story(self, name: str) -> None:
         secrets = self.directory / "secrets"
         source, told, answer = secrets / name, secrets / f"{name}.told", secrets / f"{name}.answer"
 
         def set_token(token: str) -> None:
             told.write_text(token)
-            for path, content in ((source, token), (answer, json.dumps({"access_token": token, "expires_in": 2}))):
+            for path, content in ((source, token), (answer, json.dumps({"access_token": token, "expires_in": 3}))):
                 path.with_suffix(".new").write_text(content)
                 path.with_suffix(".new").replace(path)
 
@@ -149,24 +152,26 @@ class EverythingAnAgentWrites(ProcessTestCase):
         program, backend, home = await self.running(name, auth, **environment)
         command_id = backend.send_command(MACHINE, "crash")
         self.assertEqual("error", (await self.result(backend.url, command_id))["status"])
-        if rotates:
+        if name in ("file", "credential"):
             # Refused, and gone back from; then taken.
             set_token(TOKENS[1])
             await self.until_logged(home, "token.earlier")
             backend.token = TOKENS[1]
             backend.close_websocket(MACHINE, 4401)
             await self.until_logged(home, "token.refused", 2)
-        else:
-            backend.token = TOKENS[2]
-            backend.close_websocket(MACHINE, 4401)
-            await self.until_logged(home, "token.refused")
-        if name == "command":
-            # A command that fails with the token on its standard error.
-            answer.write_text(f"{TOKENS[2]} and more")
+        elif name == "command":
+            # It fails with the token in what it prints.
+            answer.write_text(f"{TOKENS[1]} and more")
+            told.write_text(TOKENS[0])
             await self.until_logged(home, "token.renewal-failed")
-        set_token(TOKENS[2])
         backend.token = TOKENS[2]
-        await self.result(backend.url, backend.send_command(MACHINE, "crash")) if rotates else await pause(1.0)
+        backend.close_websocket(MACHINE, 4401)
+        await self.until_logged(home, "token.refused")
+        if name != "environment":
+            set_token(TOKENS[2])
+            while not backend.connected(MACHINE):
+                await pause(0.02)
+            await self.result(backend.url, backend.send_command(MACHINE, "crash"))
         places = await self.pages(home)
         places["command line"] = Path(f"/proc/{program.transport.pid}/cmdline").read_bytes()  # type: ignore[union-attr]  # it runs
         places |= self.files(home, "while it runs")
@@ -177,7 +182,7 @@ class EverythingAnAgentWrites(ProcessTestCase):
             places["spool, row by row"] = "\n".join(db.iterdump()).encode()
         places["standard output and error"] = program.text.encode()
         log = places[f"{home}/agent.log (afterwards)"]
-        for event in (b"cannot reach the vault", b"TLS", b"token.refused", b"http.exchange", b"Traceback"):
+        for event in (b"cannot reach the vault", b"self-signed", b"token.refused", b"http.exchange", b"Traceback"):
             self.assertTrue(event in log, f"{event!r} is not in the log of {name}")
         self.assertEqual([], found(places))
 
@@ -212,11 +217,11 @@ class EverythingAnAgentWrites(ProcessTestCase):
 
     async def test_file_and_environment(self) -> None:
         """From a file that is rotated, and from the environment, which cannot change."""
-        await together(self.story("file", rotates=True), self.story("environment", rotates=False))
+        await together(self.story("file"), self.story("environment"))
 
     async def test_credential_and_command(self) -> None:
         """From a credential of systemd's, and from a command that writes the token to its standard error as well."""
-        await together(self.story("credential", rotates=True), self.story("command", rotates=True))
+        await together(self.story("credential"), self.story("command"))
 
     async def test_mistakes_in_the_configuration(self) -> None:
         """A token in the wrong place is refused without being shown."""
