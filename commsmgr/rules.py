@@ -99,7 +99,10 @@ def _token_rules(auth: Auth, sources: list[str], environ: Mapping[str, str]) -> 
         except ValueError as error:
             yield "auth.token_credential", str(error)
         else:
-            yield from _token_file_mistakes("auth.token_credential", path if os.path.exists(path) else "it", path)
+            if os.path.exists(path):
+                yield from _token_file_mistakes("auth.token_credential", path, path)
+            else:
+                yield "auth.token_credential", "there is no such credential; does the unit have LoadCredential= for it?"
     if auth.token_command:
         yield from _command_mistakes(auth.token_command)
     if auth.token_env:
@@ -152,14 +155,16 @@ def _accepted_token_rules(config: Config) -> Iterator[Mistake]:
     key, path = "auth.accepted_token_file", config.auth.accepted_token_file
     if not path:
         return
-    real = os.path.realpath(path)
+    directory, name = os.path.split(os.path.realpath(path))
     others = (config.auth.token_file, config.tls.ca_file, config.tls.certificate, config.tls.key)
-    if not os.path.isdir(os.path.dirname(real)):
-        yield key, f"{os.path.dirname(path) or '.'} is no directory"
-    elif os.path.isdir(real) or any(other and os.path.realpath(other) == real for other in others):
-        yield key, f"{path} is another thing's; expected a file of its own"
-    elif os.path.dirname(real) == os.path.realpath(config.spool.path) and os.path.basename(real).startswith("spool"):
+    beside_spool = directory == os.path.realpath(config.spool.path)
+    if beside_spool and name.startswith("spool"):
         yield key, f"{path} may be one of the spool's own files; expected another name"
+    elif not beside_spool and not os.path.isdir(directory):
+        # The spool's directory is made when the agent starts.
+        yield key, f"{os.path.dirname(path)} is no directory"
+    elif os.path.isdir(path) or any(other and os.path.realpath(other) == os.path.realpath(path) for other in others):
+        yield key, f"{path} is something else; expected a file of its own"
 
 
 def _token_mistakes(key: str, subject: str, token: str) -> Iterator[Mistake]:

@@ -158,7 +158,9 @@ class CommandLine(ProcessTestCase):
 
     def test_paths(self) -> None:
         """Relative paths mean what was checked, wherever the process goes later; empty ones stay empty."""
-        config = self.configuration(EVERYWHERE_DEAF, spool={"path": "here/spool"}, auth={"token_file": "token"})
+        config = self.configuration(
+            EVERYWHERE_DEAF, spool={"path": "here/spool"}, auth={"token_file": "token", "accepted_token_file": "kept"}
+        )
         before = os.getcwd()
         self.addCleanup(os.chdir, before)
         os.chdir(self.directory)
@@ -168,6 +170,12 @@ class CommandLine(ProcessTestCase):
         there = os.getcwd()
         self.assertEqual(f"{there}/here/spool", options.config.spool.path)
         self.assertEqual(f"{there}/token", options.config.auth.token_file)
+        self.assertEqual(f"{there}/kept", options.config.auth.accepted_token_file)
+        Path("program").symlink_to("/bin/true")
+        for program, anchored in (("./program", f"{there}/program"), ("true", "true")):
+            config = self.configuration(EVERYWHERE_DEAF, auth={"token_command": [program, "./x"]})
+            options.parseOptions(["--config", config])
+            self.assertEqual((anchored, "./x"), options.config.auth.token_command)
         self.assertEqual("", options.config.tls.ca_file)
 
 
