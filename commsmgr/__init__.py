@@ -13,8 +13,10 @@ from commsmgr._version import __version__
 from commsmgr.lazy import names as _names
 
 if TYPE_CHECKING:
+    from commsmgr.bearer import Token
     from commsmgr.channel import CommandChannel
     from commsmgr.config import Config
+    from commsmgr.credentials import CallableToken
     from commsmgr.errors import CommsError, ConfigError, DeadlineExceeded, QueueFull, TransportError
     from commsmgr.manager import Manager
     from commsmgr.messages import Command, Push, Result, SystemHealth
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from commsmgr.transport.http import HTTPResponse
 
 __all__ = [
+    "CallableToken",
     "Command",
     "CommandChannel",
     "CommsError",
@@ -36,6 +39,7 @@ __all__ = [
     "Result",
     "Status",
     "SystemHealth",
+    "Token",
     "TransportError",
     "__version__",
     "load",
@@ -44,8 +48,10 @@ __all__ = [
 __getattr__, __dir__ = _names(
     __name__,
     {
+        "bearer": ("Token",),
         "channel": ("CommandChannel",),
         "config": ("Config",),
+        "credentials": ("CallableToken",),
         "errors": ("CommsError", "ConfigError", "DeadlineExceeded", "QueueFull", "TransportError"),
         "manager": ("Manager",),
         "messages": ("Command", "Push", "Result", "SystemHealth"),

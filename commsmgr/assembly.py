@@ -16,13 +16,12 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from commsmgr import credentials
 from commsmgr._version import __version__
 from commsmgr.backends import Backends, Line
 from commsmgr.channel import CommandChannel
 from commsmgr.config import Backend
 from commsmgr.delivery import Delivery
-from commsmgr.environment import Environment, NotedToken
+from commsmgr.environment import Environment, authorization, token_provider
 from commsmgr.ids import IdSource
 from commsmgr.intake import Intake
 from commsmgr.link import Link
@@ -71,9 +70,9 @@ class Run:
         reactor = env.reactor
         self.new_id = IdSource(env.wall, env.random)
         self._identity = Identity(machine_id(config.machine_id), socket.gethostname(), env.version)
-        provider = env.token or credentials.from_config(config.auth, env.environ)
+        provider = token_provider(env)
         self.metrics = Metrics(env.registry, seconds=env.wall)
-        self._token = NotedToken(provider, env.redactor, self.metrics)
+        self._authorization = authorization(env, provider, self.metrics, self._in_thread)
         self.spool = Spool(config.spool, reactor=reactor, wall=env.wall, executor=env.executor)
         self.opening = PatientOpening(self.spool, reactor)
         self.channel = CommandChannel(self.spool.inbox.offered)
@@ -120,9 +119,9 @@ class Run:
             metrics=self.metrics,
         )
         self.metrics.configured(line.name for line in self.backends.lines)
-        self.overview = Overview(env, backends=self.backends, spool=self.spool, machine_id=self._identity.machine_id)
+        self.overview = Overview(env, self.backends, self.spool, self._authorization, self._identity.machine_id)
         self.requests = Requests(
-            self.backends, whole=config, token=self._token, clock=reactor, wall=env.wall, random=env.random
+            self.backends, config, self._authorization, clock=reactor, wall=env.wall, random=env.random
         )
         self._build_reports()
         self.delivery = Delivery(
@@ -143,6 +142,7 @@ class Run:
                 env.handler,
                 concurrency=config.commands.concurrency,
                 report=self.reporting.insist,
+                redact=env.redactor,
                 clock=reactor,
                 metrics=self.metrics,
             )
@@ -168,7 +168,7 @@ class Run:
             wall=env.wall,
             random=env.random,
             dialer=self._dialer,
-            token=self._token,
+            authorization=self._authorization,
             metrics=self.metrics,
             conversation=self._conversation,
             events=events,
@@ -257,6 +257,7 @@ class Run:
             Step("observe", start_site, stop_observe, share=1.0),
             Step("transport", self._check_transport, nothing),
             Step("spool", self._open_spool, self._close_spool, share=1.0),
+            Step("credentials", self._authorization.start, self._authorization.stop),
             Step("backends", self.backends.start, stop_backends, share=0.7),
             Step("delivery", self.delivery.start, stop_delivery, share=0.4),
             Step("commands", self.runner.start if self.runner else lambda: None, stop_runner, share=0.4),
@@ -354,6 +355,7 @@ class Run:
             self.inventories.delivered(entry, response)
 
     async def _keep_house(self) -> None:
+        self._authorization.look()
         # Both at once, so that one that fails does not keep the other from being done.
         chores: list[Deferred[Any]] = [self.spool.outbox.expire(), self.spool.inbox.forget_finished()]
         for done, result in await DeferredList(chores, consumeErrors=True):

@@ -7,7 +7,7 @@ environment, and says which rule a mistake broke.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -36,7 +36,18 @@ def _said(description: str) -> Meta:
 
 
 class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the configuration: unknown keys are mistakes."""
+    """
+    A table of the configuration: unknown keys are mistakes.
+
+    :cvar SECRET: fields whose values no ``repr`` shows.
+    """
+
+    SECRET: ClassVar[tuple[str, ...]] = ()
+
+    def __repr__(self) -> str:
+        fields = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        shown = (f"{name}={'...' if name in self.SECRET and value else repr(value)}" for name, value in fields)
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class Backend(_Section, frozen=True, kw_only=True):
@@ -55,11 +66,32 @@ class Backend(_Section, frozen=True, kw_only=True):
 
 
 class Auth(_Section, frozen=True, kw_only=True):
-    """Where the bearer token comes from. At most one of the three."""
+    """Where the bearer token comes from: at most one of `token` and the options that begin with `token_`."""
+
+    SECRET = ("token", "token_command")
 
     token: Annotated[str, _said("the token itself; prefer a file or the environment")] = ""
     token_file: Annotated[str, _said("a file that holds the token; read again when it changes")] = ""
     token_env: Annotated[str, _said("name of the environment variable that holds the token")] = ""
+    token_credential: Annotated[
+        str, _said("name of the systemd credential (LoadCredential=) that holds the token; read again when it changes")
+    ] = ""
+    token_command: Annotated[
+        tuple[str, ...],
+        _said(
+            "a program and its arguments, run without a shell; what it prints is the token, kept until it is renewed"
+        ),
+    ] = ()
+    command_timeout: Annotated[
+        float, _seconds("within this `token_command`, or the agent's callable, must have given the token", gt=0, le=600)
+    ] = 30.0
+    accepted_token_file: Annotated[
+        str,
+        _said(
+            "a file, made with mode 0600, that keeps the last token that a backend has accepted, so that a newer one "
+            "that is refused does not displace it over a restart; empty: it is kept in memory only"
+        ),
+    ] = ""
     refused_delay: Annotated[
         float, _seconds("after a token was refused twice (401), wait about this long between attempts", ge=1, le=86400)
     ] = 60.0
@@ -105,6 +137,8 @@ class Proxy(_Section, frozen=True, kw_only=True):
 
 class HTTP(_Section, frozen=True, kw_only=True):
     """Requests: heartbeat, inventory, fallback for results, and `send_http`."""
+
+    SECRET = ("headers",)
 
     timeout: Annotated[
         float, _seconds("for one whole exchange: name, connection, TLS, headers and body", gt=0, le=3600)

@@ -1,6 +1,6 @@
 """
-Where the bearer token comes from (RFC 6750): a setting, an environment variable, a file that is rotated, or the
-embedding agent's own callable.
+Where the bearer token comes from (RFC 6750): a setting, an environment variable, a file that is rotated, a credential
+of systemd's, a command, or the embedding agent's own callable.
 
 A provider gives either a token that is safe to put into a header, or an empty string: then no Authorization header is
 sent. No ``repr``, error or log line of this module shows a token.
@@ -10,29 +10,21 @@ from __future__ import annotations
 
 import os
 import stat
-from base64 import urlsafe_b64decode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
-import msgspec
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import Logger
 
+from commsmgr.bearer import Token, as_token, check_token
 from commsmgr.config import Auth
 from commsmgr.errors import ConfigError, TokenError
-from commsmgr.headers import MAX_TOKEN, token_mistake
+from commsmgr.headers import MAX_TOKEN
 from commsmgr.interfaces import TokenProvider
+from commsmgr.rules import TOKEN_SOURCES, credential_file
 
-
-def check_token(token: str) -> str:
-    """
-    Return ``token`` if it can stand in an Authorization header: visible ASCII without blanks.
-
-    :raise TokenError: it cannot; the error does not show it.
-    """
-    if wrong := token_mistake(token):
-        raise TokenError(f"the token {wrong}")
-    return token
+TokenCallable: TypeAlias = Callable[[], str | Token | Awaitable[str | Token]]
 
 
 class NoToken:
@@ -138,14 +130,17 @@ class CallableToken:
     """
     Tokens from the embedding agent.
 
-    :param func: called for every token, so it should keep one for as long as it is good; returns the token, or a
-        Deferred or coroutine of it.
+    The manager keeps one whose end is known until it is time for the next (:mod:`commsmgr.renewal`), and calls for each
+    use otherwise.
+
+    :param func: returns the token, as a string or, if it knows when it ends, as a :class:`~commsmgr.bearer.Token`; or
+        a Deferred or coroutine of it.
     """
 
-    def __init__(self, func: Callable[[], str | Awaitable[str]]) -> None:
+    def __init__(self, func: TokenCallable) -> None:
         self._func = func
 
-    def get(self) -> Deferred[str]:
+    def get(self) -> Deferred[Token]:
         """
         Return the token that the callable gives.
 
@@ -154,30 +149,33 @@ class CallableToken:
         """
         return Deferred.fromCoroutine(self._get())
 
-    async def _get(self) -> str:
+    async def _get(self) -> Token:
         try:
             given = self._func()
-            token = given if isinstance(given, str) else await given
+            token = given if isinstance(given, str | Token) else await given
         except (TokenError, CancelledError):
             raise
         except Exception as error:
             raise TokenError(f"the token callable raised {type(error).__name__}") from None
-        if not isinstance(token, str):
-            raise TokenError(f"the token callable gave {type(token).__name__}, not str")
-        return check_token(token)
+        token = as_token(token)
+        check_token(token.value)
+        return token
 
     def refused(self, token: str) -> None:
         """Do nothing: the callable is called again anyway."""
 
 
-def from_config(auth: Auth, environ: Mapping[str, str]) -> TokenProvider:
+def from_config(
+    auth: Auth, environ: Mapping[str, str], *, command: Callable[[Sequence[str]], TokenProvider]
+) -> TokenProvider:
     """
     Return the provider that ``[auth]`` asks for.
 
-    :param environ: where ``auth.token_env`` is looked up.
+    :param environ: where ``auth.token_env`` and ``CREDENTIALS_DIRECTORY`` are looked up.
+    :param command: makes the provider for ``auth.token_command``.
     :raise ConfigError: more than one source is given, or the token given here and now is missing or unusable.
     """
-    given = [key for key in ("token", "token_file", "token_env") if getattr(auth, key)]
+    given = [key for key in TOKEN_SOURCES if getattr(auth, key)]
     if not given:
         return NoToken()
     if len(given) > 1:
@@ -185,29 +183,16 @@ def from_config(auth: Auth, environ: Mapping[str, str]) -> TokenProvider:
     key = f"auth.{given[0]}"
     if auth.token_file:
         return FileToken(auth.token_file)
+    if auth.token_credential:
+        try:
+            return FileToken(credential_file(auth.token_credential, environ))
+        except ValueError as error:
+            raise ConfigError(str(error), key=key) from None
+    if auth.token_command:
+        return command(auth.token_command)
     if auth.token_env and auth.token_env not in environ:
         raise ConfigError(f"the environment has no {auth.token_env}", key=key)
     try:
         return StaticToken(auth.token or environ[auth.token_env])
     except TokenError as error:
         raise ConfigError(error.fact, key=key) from None
-
-
-class _Claims(msgspec.Struct):
-    exp: float | None = None
-
-
-def expiry(token: str) -> float | None:
-    """
-    Return when a JSON Web Token says that it expires (``exp``, RFC 7519 section 4.1.4), as seconds since the epoch.
-
-    Nothing is verified: this is for telling an operator, and for fetching a newer one in time.
-
-    :return: None for anything that is not such a token; never raises.
-    """
-    try:
-        _, payload, _ = token.split(".")
-        return msgspec.json.decode(urlsafe_b64decode(payload + "=="), type=_Claims).exp
-    except Exception:
-        # Whatever is in there, it is the backend's business and not ours.
-        return None

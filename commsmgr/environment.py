@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from random import Random
@@ -13,13 +13,21 @@ from twisted.internet.defer import Deferred
 
 from commsmgr import credentials
 from commsmgr._version import __version__
+from commsmgr.accepted_tokens import AcceptedTokens
+from commsmgr.authorization import Authorization
+from commsmgr.bearer import Token
 from commsmgr.config import Config
+from commsmgr.credentials import CallableToken
 from commsmgr.instants import rfc3339
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.observe.metrics import Metrics
+from commsmgr.policy.tokens import TokenTable
 from commsmgr.proxies import choose
 from commsmgr.redact import Redactor
+from commsmgr.renewal import Renewal
+from commsmgr.rules import TOKEN_SOURCES
 from commsmgr.spool import Executor
+from commsmgr.token_command import TokenCommand
 from commsmgr.transport.endpoint import Dialer, TLSFacts
 from commsmgr.urls import Target
 
@@ -64,24 +72,48 @@ class Environment:
         )
 
 
-class NotedToken:
-    """Passes tokens on, so that the log never shows one and the metrics know when it expires."""
+def token_provider(env: Environment) -> TokenProvider:
+    """
+    Return what gives the token: the embedding agent's own provider, or what ``[auth]`` asks for.
 
-    def __init__(self, provider: TokenProvider, redactor: Redactor, metrics: Metrics) -> None:
-        self._provider = provider
-        self._redactor = redactor
-        self._metrics = metrics
-        self._last = ""
+    :raise ConfigError: the token given here and now is missing or unusable, or this reactor cannot run a command.
+    """
+    auth = env.config.auth
 
-    def get(self) -> Deferred[str]:
-        return self._provider.get().addCallback(self._note)
+    def renewed(fetch: Callable[[], Awaitable[Token]], *, keep: bool) -> Renewal:
+        return Renewal(
+            fetch, keep=keep, timeout=auth.command_timeout, clock=env.reactor, wall=env.wall, random=env.random
+        )
 
-    def refused(self, token: str) -> None:
-        self._provider.refused(token)
+    if isinstance(env.token, CallableToken):
+        return renewed(env.token.get, keep=False)
+    return env.token or credentials.from_config(
+        auth,
+        env.environ,
+        command=lambda argv: renewed(TokenCommand(argv, reactor=env.reactor, wall=env.wall).run, keep=True),
+    )
 
-    def _note(self, token: str) -> str:
-        if token != self._last:
-            self._last = token
-            self._redactor.secret(token)
-            self._metrics.token_expires(credentials.expiry(token))
-        return token
+
+def authorization(
+    env: Environment,
+    provider: TokenProvider,
+    metrics: Metrics,
+    in_thread: Callable[[Callable[[], None]], Deferred[None]],
+) -> Authorization:
+    """
+    Return what both transports ask for tokens.
+
+    :param in_thread: does what may block.
+    """
+    auth = env.config.auth
+    source = "provider" if env.token else next((name for name in TOKEN_SOURCES if getattr(auth, name)), "none")
+    return Authorization(
+        provider,
+        source=source,
+        table=TokenTable(refused_delay=auth.refused_delay, random=env.random),
+        clock=env.reactor,
+        wall=env.wall,
+        redactor=env.redactor,
+        metrics=metrics,
+        file=AcceptedTokens(auth.accepted_token_file, in_thread) if auth.accepted_token_file else None,
+    )

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
-
+from commsmgr.bearer import Token
 from commsmgr.messages import Command, JSONObject, Push, Result, SystemHealth
 
 
@@ -35,11 +34,12 @@ class TokenProvider(Protocol):
     """
     Gives the bearer token (RFC 6750) for each request and each WebSocket upgrade.
 
-    :meth:`refused` says that the backend answered 401 to this very token: the next :meth:`get` should bring a newer one
-    if there is any.
+    :meth:`get` gives it as a string or, when it is known until when it is good, as a
+    :class:`~commsmgr.bearer.Token`. :meth:`refused` says that the backend answered 401 to this very token: the next
+    :meth:`get` should bring a newer one if there is any.
     """
 
-    def get(self) -> Deferred[str]: ...
+    def get(self) -> Awaitable[str | Token]: ...
 
     def refused(self, token: str) -> None: ...
 

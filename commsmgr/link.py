@@ -19,12 +19,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from commsmgr import config
+from commsmgr.authorization import WEBSOCKET, Authorization
+from commsmgr.bearer import Token
 from commsmgr.errors import ClosedByPeer, CommsError, NotRunning, UpgradeRefused
-from commsmgr.interfaces import TokenProvider
 from commsmgr.observe.metrics import Metrics, reason_label
 from commsmgr.openlink import LinkEvents, OpenLink
 from commsmgr.policy.reconnect import delay
 from commsmgr.policy.retry import counts_against_backend
+from commsmgr.policy.tokens import Route
 from commsmgr.session.conversation import Conversation, GoingAway
 from commsmgr.status import Connecting, Draining, Idle, LinkState, Registered, Registering, Waiting
 from commsmgr.transport.endpoint import Dialer
@@ -60,7 +62,7 @@ class Link:
         wall: Callable[[], float],
         random: Random,
         dialer: Dialer,
-        token: TokenProvider,
+        authorization: Authorization,
         metrics: Metrics,
         conversation: Callable[[bool], Conversation],
         events: LinkEvents,
@@ -77,12 +79,13 @@ class Link:
         self._clock = reactor
         self._wall = wall
         self._random = random
-        self._token = token
+        self._authorization = authorization
+        self._route = Route(self.name, WEBSOCKET)
         self._metrics = metrics
         self._conversation = conversation
         self._events = events
         self._redact = redact
-        self._token_in_use = ""
+        self._token = Token("")
         self._floor = 0.0
         self._wait = self._failed_at = 0.0
         self._wanted = False
@@ -152,12 +155,12 @@ class Link:
     # WebSocketHandler
 
     def websocket_headers(self) -> Deferred[Mapping[str, str]]:
-        """Ask the provider for a token."""
+        """Ask for a token; without one that may be shown nothing is connected."""
         return Deferred.fromCoroutine(self._headers())
 
     async def _headers(self) -> Mapping[str, str]:
-        self._token_in_use = await self._token.get()
-        return {"Authorization": f"Bearer {self._token_in_use}"} if self._token_in_use else {}
+        token = self._token = await self._authorization.get(self._route)
+        return {"Authorization": f"Bearer {token.value}"} if token.value else {}
 
     def websocket_connecting(self) -> None:
         """An attempt begins."""
@@ -241,7 +244,7 @@ class Link:
     def _wait_after(self, error: CommsError) -> float:
         match error:
             case UpgradeRefused(status=401) | ClosedByPeer(code=4401):
-                self._token.refused(self._token_in_use)
+                self._authorization.refused(self._route, self._token)
         floor, self._floor = self._floor, 0.0
         wait = delay(
             error,
@@ -262,6 +265,7 @@ class Link:
         self.failures = 0
         self._wait = 0.0
         self.last_error = ""
+        self._authorization.accepted(self._route, self._token)
         self._metrics.link_registered(self.name, dialect)
         self.log.info(
             "registered with {backend} ({dialect})", event="link.registered", backend=self.name, dialect=dialect

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from commsmgr.authorization import Authorization
 from commsmgr.backends import Backends
 from commsmgr.environment import Environment
 from commsmgr.errors import CommsError
@@ -19,12 +20,20 @@ class Overview:
     :ivar opened: what was found when the spool was opened, or None.
     """
 
-    def __init__(self, environment: Environment, *, backends: Backends, spool: Spool, machine_id: str) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        backends: Backends,
+        spool: Spool,
+        authorization: Authorization,
+        machine_id: str,
+    ) -> None:
         self._environment = environment
         self._config = environment.config
         self._backends = backends
         self._spool = spool
         self._machine_id = machine_id
+        self._authorization = authorization
         self._outage = OutageBudget(environment.reactor.seconds)
         self.running = False
         self.opened: Opened | None = None
@@ -58,6 +67,7 @@ class Overview:
             ),
             queue=self.queue(),
             problems=tuple(self._problems(failed)),
+            token=self._authorization.status,
         )
 
     def _problems(self, failed: CommsError | None) -> list[str]:
@@ -67,6 +77,10 @@ class Overview:
             problems.append(f"the spool could not be used and was set aside as {self.opened.set_aside}: {rest}")
         if self._spool.trouble:
             problems.append(self._spool.trouble)
+        token = self._authorization.status
+        if token.refused:
+            instead = "; where one was accepted before, that is used" if token.earlier else ""
+            problems.append(f"the token was refused (HTTP 401) by {', '.join(token.refused)}{instead}")
         active = self._backends.active
         if active.link.last_error and not isinstance(active.link.state, Registered):
             problems.append(f"not connected to {active.name}: {active.link.last_error}")

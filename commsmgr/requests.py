@@ -1,7 +1,7 @@
 """
 HTTP requests with everything around them: a backend that may be tried, a token, retries within a budget, one deadline.
 
-Theory of operation. One request is a few attempts. Each attempt takes a permit of a breaker, a token of the provider,
+Theory of operation. One request is a few attempts. Each attempt takes a permit of a breaker, a token,
 one exchange, and gives the verdict of :mod:`commsmgr.policy.retry` back to both. All attempts bear the same
 ``Idempotency-Key``, so an attempt whose answer was lost may be repeated: a backend that saw it answers again and does
 nothing. The deadline lies over all of it, the waits included.
@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr import config
+from commsmgr.authorization import HTTP, Authorization
 from commsmgr.backends import Backends, Line
 from commsmgr.errors import (
     BreakerOpen,
@@ -32,7 +33,6 @@ from commsmgr.errors import (
     TokenError,
     TransportError,
 )
-from commsmgr.interfaces import TokenProvider
 from commsmgr.policy.backoff import full_jitter
 from commsmgr.policy.budget import RetryBudget
 from commsmgr.policy.retry import (
@@ -45,12 +45,10 @@ from commsmgr.policy.retry import (
     judge,
     parse_retry_after,
 )
+from commsmgr.policy.tokens import Route
 from commsmgr.transport.http import HTTPResponse
 
 _SHOWN_BODY = 1024
-
-REFUSED_SPREAD = 1.5
-"""At most so many times ``auth.refused_delay`` a refused token is not shown again."""
 
 
 class _Request(NamedTuple):
@@ -71,10 +69,14 @@ def not_html(response: HTTPResponse) -> None:
 
     :raise PeerViolation: the answer says that it is HTML.
     """
-    if "html" in response.headers.get("content-type", "").lower():
+    if _is_html(response):
         raise PeerViolation(
             f"the answer (HTTP {response.status}) is a web page, not a backend's: is there a portal between?"
         )
+
+
+def _is_html(response: HTTPResponse) -> bool:
+    return "html" in response.headers.get("content-type", "").lower()
 
 
 class Requests:
@@ -89,9 +91,9 @@ class Requests:
     def __init__(
         self,
         backends: Backends,
-        *,
         whole: config.Config,
-        token: TokenProvider,
+        authorization: Authorization,
+        *,
         clock: IReactorTime,
         wall: Callable[[], float],
         random: Random,
@@ -99,9 +101,7 @@ class Requests:
         self._backends = backends
         self._http = whole.http
         self._reconnect = whole.reconnect
-        self._refused_delay = whole.auth.refused_delay
-        self._refused: dict[str, tuple[str, float]] = {}
-        self._token = token
+        self._authorization = authorization
         self._clock = clock
         self._wall = wall
         self._random = random
@@ -236,8 +236,8 @@ class Requests:
         """One exchange, its verdict, and its accounting with breaker and budget."""
         settled = False
         try:
-            token = await self._get_token()
-            self._check_not_refused(line, token)
+            route = Route(line.name, HTTP)
+            token = await self._authorization.get(route)
             response: HTTPResponse | None = None
             outcome: int | CommsError
             try:
@@ -248,7 +248,7 @@ class Requests:
                     body=request.body,
                     content_type=request.content_type,
                     headers=request.headers,
-                    token=token,
+                    token=token.value,
                     timeout=self._http.timeout if left is None else min(self._http.timeout, left),
                 )
                 if request.check is not None and 200 <= response.status < 300:
@@ -270,30 +270,18 @@ class Requests:
                 )
             verdict = judge(outcome, retry_after=wanted)
             settled = True
-            self._account(line, outcome, verdict, token, retried=retried)
+            self._account(line, outcome, verdict, retried=retried)
+            if isinstance(verdict, Refused):
+                self._authorization.refused(route, token)
+            elif isinstance(verdict, Done) and response is not None and not _is_html(response):
+                # A portal's web page would say nothing about the token.
+                self._authorization.accepted(route, token)
             return verdict, response, error
         finally:
             if not settled:
                 line.breaker.released()
 
-    def _check_not_refused(self, line: Line, token: str) -> None:
-        """Spare a backend a token that it has refused: whatever is sent, and however often, that is no hot loop."""
-        refused, until = self._refused.get(line.name, (None, 0.0))
-        left = until - self._clock.seconds()
-        if token == refused and 0 < left <= REFUSED_SPREAD * self._refused_delay:
-            raise TokenError(f"{line.name} refused this token; it is shown again in {left:.0f} s, another one at once")
-
-    async def _get_token(self) -> str:
-        try:
-            return await self._token.get()
-        except (CommsError, CancelledError):
-            raise
-        except Exception as error:
-            # The provider may be the embedding agent's. Its defect must not end the loops that send, as ours would.
-            self.log.failure("the token provider failed", event="token.fault")
-            raise TokenError(f"the token provider failed: {type(error).__name__}") from None
-
-    def _account(self, line: Line, outcome: int | CommsError, verdict: Verdict, token: str, *, retried: bool) -> None:
+    def _account(self, line: Line, outcome: int | CommsError, verdict: Verdict, *, retried: bool) -> None:
         done = isinstance(verdict, Done)
         self._backends.answered(
             line, works=not counts_against_backend(outcome), receipt_at=self._wall() if done else None
@@ -304,7 +292,3 @@ class Requests:
             case RetryAfter() if retried:
                 # Who tries once only, as delivery does, keeps a pace of its own.
                 self._budget.failed()
-            case Refused():
-                wait = self._refused_delay * self._random.uniform(0.5, REFUSED_SPREAD)
-                self._refused[line.name] = token, self._clock.seconds() + wait
-                self._token.refused(token)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
@@ -19,12 +20,14 @@ from commsmgr.browsers import names_loopback
 from commsmgr.config import TLS, Auth, Backend, Config, Observe, Proxy
 from commsmgr.errors import ConfigError
 from commsmgr.headers import MAX_TOKEN, mistakes, token_mistake
-from commsmgr.shape import Mistake, key_text
+from commsmgr.shape import CONTROL_CHARACTERS, Mistake, key_text
 from commsmgr.urls import Target, backend_name, http_target, listen_address, websocket_target
 
-TOKEN_SOURCES = ("token", "token_file", "token_env")
+TOKEN_SOURCES = ("token", "token_file", "token_env", "token_credential", "token_command")
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+_CREDENTIAL = re.compile(r"[A-Za-z0-9_.@:-]{1,255}")
+_PROGRAM = re.compile(r"/[!-~]*|[a-z][a-z0-9._-]{0,31}")
 
 # Exactly what an encoder makes of 32 bytes: pins are compared as texts; one that no encoder makes would never match.
 _PIN = re.compile(r"sha256//[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
@@ -41,6 +44,7 @@ def broken(config: Config, environ: Mapping[str, str], token_provider: bool) -> 
     return [
         *_backend_rules(config.backends, bool(sources) or token_provider),
         *_token_rules(config.auth, sources + ["a token provider"] * token_provider, environ),
+        *_accepted_token_rules(config),
         *_tls_rules(config.tls),
         *_proxy_rules(config, environ),
         *_header_rules(config.http.headers),
@@ -95,19 +99,79 @@ def _token_rules(auth: Auth, sources: list[str], environ: Mapping[str, str]) -> 
     if auth.token_file:
         # Quoted only when it looks like a path or a variable: people paste the token itself into the wrong option.
         name = auth.token_file if "/" in auth.token_file else "the file"
+        yield from _token_file_mistakes("auth.token_file", name, auth.token_file)
+    if auth.token_credential:
         try:
-            with _regular(auth.token_file) as file:
-                text = file.read(MAX_TOKEN + 1).decode("ascii", "replace").rstrip("\r\n")
-        except OSError as error:
-            yield "auth.token_file", f"{name} cannot be read: {why(error)}"
+            path = credential_file(auth.token_credential, environ)
+        except ValueError as error:
+            yield "auth.token_credential", str(error)
         else:
-            yield from _token_mistakes("auth.token_file", f"the token in {name}", text)
+            if os.path.exists(path):
+                yield from _token_file_mistakes("auth.token_credential", path, path)
+            else:
+                yield "auth.token_credential", "there is no such credential; does the unit have LoadCredential= for it?"
+    if auth.token_command:
+        yield from _command_mistakes(auth.token_command)
     if auth.token_env:
         name = auth.token_env if _VARIABLE.fullmatch(auth.token_env) else "the variable"
         if auth.token_env in environ:
             yield from _token_mistakes("auth.token_env", f"the token in {name}", environ[auth.token_env])
         else:
             yield "auth.token_env", f"{name} is not in the environment"
+
+
+def credential_file(name: str, environ: Mapping[str, str]) -> str:
+    """
+    Return the path of the systemd credential ``name`` (systemd.exec(5), LoadCredential=).
+
+    :raise ValueError: there can be none; the sentence does not quote the name.
+    """
+    if not _CREDENTIAL.fullmatch(name) or name in (".", ".."):
+        raise ValueError("expected the name of a credential, which is that of a file without a directory")
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    if not os.path.isabs(directory):
+        raise ValueError(
+            "the environment has no CREDENTIALS_DIRECTORY: the agent was not started by systemd, or its unit has no "
+            "LoadCredential="
+        )
+    return os.path.join(directory, name)
+
+
+def _token_file_mistakes(key: str, name: str, path: str) -> Iterator[Mistake]:
+    try:
+        with _regular(path) as file:
+            text = file.read(MAX_TOKEN + 1).decode("ascii", "replace").rstrip("\r\n")
+    except OSError as error:
+        yield key, f"{name} cannot be read: {why(error)}"
+    else:
+        yield from _token_mistakes(key, f"the token in {name}", text)
+
+
+def _command_mistakes(command: tuple[str, ...]) -> Iterator[Mistake]:
+    key = "auth.token_command"
+    if any(CONTROL_CHARACTERS.search(word) for word in command):
+        yield key, "control characters (such as CR, LF or NUL) are not allowed"
+    elif shutil.which(command[0]) is None:
+        # The name alone, and only when it looks like one: arguments may be secret.
+        name = command[0] if _PROGRAM.fullmatch(command[0]) else "its first word"
+        yield key, f"{name} is no program that can be run here; a program and its arguments are given as a list"
+
+
+def _accepted_token_rules(config: Config) -> Iterator[Mistake]:
+    """The file is replaced by commsmgr: it must be nobody else's."""
+    key, path = "auth.accepted_token_file", config.auth.accepted_token_file
+    if not path:
+        return
+    directory, name = os.path.split(os.path.realpath(path))
+    others = (config.auth.token_file, config.tls.ca_file, config.tls.certificate, config.tls.key)
+    beside_spool = directory == os.path.realpath(config.spool.path)
+    if beside_spool and name.startswith("spool"):
+        yield key, f"{path} may be one of the spool's own files; expected another name"
+    elif not beside_spool and not os.path.isdir(directory):
+        # The spool's directory is made when the agent starts.
+        yield key, f"{os.path.dirname(path)} is no directory"
+    elif os.path.isdir(path) or any(other and os.path.realpath(other) == os.path.realpath(path) for other in others):
+        yield key, f"{path} is something else; expected a file of its own"
 
 
 def _token_mistakes(key: str, subject: str, token: str) -> Iterator[Mistake]:

@@ -22,7 +22,7 @@ from commsmgr.reference import Field, fields
 Mistake: TypeAlias = tuple[str, str]
 """The path of a key, and what is wrong there."""
 
-_SECRETS = re.compile(r"^(auth\.token$|http\.headers|backends\[\d+\]\.(websocket_)?url$)")
+_SECRETS = re.compile(r"^(auth\.token(_command)?$|http\.headers|backends\[\d+\]\.(websocket_)?url$)")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
 

@@ -86,6 +86,22 @@ class QueueStatus(Struct, frozen=True):
     trouble: str = ""
 
 
+class TokenStatus(Struct, frozen=True):
+    """
+    How the bearer token stands.
+
+    :ivar source: where it comes from: ``none``, ``token``, ``token_file`` … as in ``[auth]``, or ``provider``.
+    :ivar expires_at: when the newest one expires, if that is known.
+    :ivar refused: where the newest one was refused, as "main over http".
+    :ivar earlier: where one is in use instead that was accepted before.
+    """
+
+    source: str = "none"
+    expires_at: float | None = None
+    refused: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
+
+
 class Status(Struct, frozen=True):
     """
     One manager, whole.
@@ -103,3 +119,4 @@ class Status(Struct, frozen=True):
     backends: tuple[BackendStatus, ...]
     queue: QueueStatus
     problems: tuple[str, ...] = ()
+    token: TokenStatus = TokenStatus()

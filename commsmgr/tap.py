@@ -20,7 +20,7 @@ from twisted.python.usage import UsageError
 
 from commsmgr import privileges, process, settings
 from commsmgr.clock import steady
-from commsmgr.config import Config
+from commsmgr.config import Auth, Config
 from commsmgr.errors import ConfigError
 from commsmgr.handlers import BuiltinHandler
 from commsmgr.manager import Manager
@@ -145,11 +145,19 @@ def _anchored(config: Config) -> Config:
 
     return msgspec.structs.replace(
         config,
-        auth=absolute(config.auth, "token_file"),
+        auth=_anchored_program(absolute(config.auth, "token_file", "accepted_token_file")),
         tls=absolute(config.tls, "ca_file", "certificate", "key"),
         proxy=absolute(config.proxy, "password_file"),
         spool=absolute(config.spool, "path"),
     )
+
+
+def _anchored_program(auth: Auth) -> Auth:
+    """Make the path of the program that gives the token absolute; a name without a slash is looked for in PATH."""
+    if not auth.token_command or "/" not in auth.token_command[0]:
+        return auth
+    program, *arguments = auth.token_command
+    return msgspec.structs.replace(auth, token_command=(os.path.abspath(program), *arguments))
 
 
 def _try_tls(config: Config, source: str) -> list[str]:

@@ -14,12 +14,15 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from commsmgr import config
+from commsmgr.authorization import Authorization
 from commsmgr.backends import Backends, Line
 from commsmgr.errors import CommsError, DeadlineExceeded
 from commsmgr.messages import FromBackend
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import LinkEvents, OpenLink
 from commsmgr.policy.breaker import Breaker
+from commsmgr.policy.tokens import TokenTable
+from commsmgr.redact import Redactor
 from commsmgr.requests import Requests
 from commsmgr.session.conversation import Conversation, GoingAway
 from commsmgr.session.wire import Decoder
@@ -359,6 +362,22 @@ class FakeToken:
             self.token = self.newer.pop(0)
 
 
+def authorized(
+    token: FakeToken, clock: Clock, metrics: Metrics, random: Random, settings: config.Auth, **parameters: Any
+) -> Authorization:
+    """Return what links and requests ask for a token."""
+    return Authorization(
+        token,
+        source="provider",
+        table=TokenTable(refused_delay=settings.refused_delay, random=random),
+        clock=clock,
+        wall=parameters.pop("wall", clock.seconds),
+        redactor=Redactor(),
+        metrics=metrics,
+        **parameters,
+    )
+
+
 class House:
     """Real backends, breakers and requests, on a clock, over fake links and fake HTTP."""
 
@@ -381,10 +400,11 @@ class House:
         self.breaker = self.lines[0].breaker
         self.backends = Backends(self.lines, whole=self.config, clock=self.clock, metrics=self.metrics)
         self.token = FakeToken("t0", "t1", "t2")
+        self.authorization = authorized(self.token, self.clock, self.metrics, self.random, self.config.auth)
         self.requests = Requests(
             self.backends,
-            whole=self.config,
-            token=self.token,
+            self.config,
+            self.authorization,
             clock=self.clock,
             wall=self.clock.seconds,
             random=self.random,

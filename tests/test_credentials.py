@@ -6,14 +6,16 @@ import os
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import credentials
+from commsmgr.bearer import Token, check_token, expiry
 from commsmgr.config import Auth
-from commsmgr.credentials import CallableToken, FileToken, NoToken, StaticToken, check_token, expiry, from_config
+from commsmgr.credentials import CallableToken, FileToken, NoToken, StaticToken, from_config
 from commsmgr.errors import ConfigError, TokenError
 from commsmgr.interfaces import TokenProvider
 
@@ -64,6 +66,7 @@ class FixedTests(SynchronousTestCase):
         for provider in providers:
             self.assertNotIn(SECRET, repr(provider) + str(provider))
         self.assertIn(str(path), repr(file))
+        self.assertNotIn(SECRET, repr(Token(SECRET)) + str(Token(SECRET)))
 
 
 class FileTokenTests(SynchronousTestCase):
@@ -210,7 +213,15 @@ class FileTokenTests(SynchronousTestCase):
 class CallableTokenTests(SynchronousTestCase):
     def test_str(self) -> None:
         """A plain function gives the token at once."""
-        self.assertEqual(self.successResultOf(CallableToken(lambda: SECRET).get()), SECRET)
+        self.assertEqual(self.successResultOf(CallableToken(lambda: SECRET).get()).value, SECRET)
+
+    def test_token(self) -> None:
+        """A function that knows when the token ends says so; a Token's own end is not asked for then."""
+        for given in (Token(SECRET, 7.0), Token(jwt(b'{"exp":99}'), 7.0)):
+            for func in (lambda given=given: given, lambda given=given: succeed(given)):
+                self.assertEqual(self.successResultOf(CallableToken(func).get()), given)
+        self.assertEqual(self.successResultOf(CallableToken(lambda: jwt(b'{"exp":99}')).get()).expires_at, 99)
+        self.assertEqual(self.successResultOf(CallableToken(lambda: Token(jwt(b'{"exp":99}'))).get()).expires_at, 99)
 
     def test_deferred(self) -> None:
         """A function may return a Deferred."""
@@ -218,7 +229,7 @@ class CallableTokenTests(SynchronousTestCase):
         token = CallableToken(lambda: waiting).get()
         self.assertNoResult(token)
         waiting.callback(SECRET)
-        self.assertEqual(self.successResultOf(token), SECRET)
+        self.assertEqual(self.successResultOf(token), Token(SECRET))
 
     def test_coroutine(self) -> None:
         """A function may be a coroutine function."""
@@ -226,15 +237,15 @@ class CallableTokenTests(SynchronousTestCase):
         async def func() -> str:
             return await succeed(SECRET)
 
-        self.assertEqual(self.successResultOf(CallableToken(func).get()), SECRET)
+        self.assertEqual(self.successResultOf(CallableToken(func).get()), Token(SECRET))
 
     def test_called_each_time(self) -> None:
         """Each token is asked for anew, so a refusal needs no further step."""
         tokens = iter(("one", "two"))
         provider = CallableToken(lambda: next(tokens))
-        self.assertEqual(self.successResultOf(provider.get()), "one")
+        self.assertEqual(self.successResultOf(provider.get()).value, "one")
         provider.refused("one")
-        self.assertEqual(self.successResultOf(provider.get()), "two")
+        self.assertEqual(self.successResultOf(provider.get()).value, "two")
 
     def test_raises(self) -> None:
         """An exception becomes a TokenError that names its type, but not its text, which could show a secret."""
@@ -259,7 +270,7 @@ class CallableTokenTests(SynchronousTestCase):
         """What the callable gives is checked like any other token; an empty one does not mean none."""
         for token in UNUSABLE:
             self.failureResultOf(CallableToken(lambda token=token: token).get(), TokenError)
-        for other in (None, 7, succeed(None), succeed(b"bytes")):
+        for other in (None, 7, succeed(None), succeed(b"bytes"), Token(SECRET + "\n"), Token(b"x"), Token("x", "y")):
             self.failureResultOf(CallableToken(lambda other=other: other).get(), TokenError)
 
     def test_cancel(self) -> None:
@@ -272,9 +283,14 @@ class CallableTokenTests(SynchronousTestCase):
         self.failureResultOf(token, CancelledError)
 
 
+def configured(auth: Auth, environ: dict[str, str]) -> Any:
+    """Return the provider for ``auth``; one of commands gives the command's first word."""
+    return from_config(auth, environ, command=lambda argv: StaticToken(argv[0]))
+
+
 class FromConfigTests(SynchronousTestCase):
     def get(self, auth: Auth, environ: dict[str, str] | None = None) -> str:
-        return self.successResultOf(from_config(auth, environ or {}).get())
+        return self.successResultOf(configured(auth, environ or {}).get())
 
     def test_none(self) -> None:
         """Without any source no header is sent."""
@@ -287,29 +303,43 @@ class FromConfigTests(SynchronousTestCase):
         self.assertEqual(self.get(Auth(token="direct")), "direct")
         self.assertEqual(self.get(Auth(token_file=str(path))), "from-file")
         self.assertEqual(self.get(Auth(token_env="TOKEN"), {"TOKEN": "from-env", "OTHER": "x"}), "from-env")
+        self.assertEqual(self.get(Auth(token_command=("from-command", "x"))), "from-command")
+        environ = {"CREDENTIALS_DIRECTORY": str(path.parent.absolute())}
+        self.assertEqual(self.get(Auth(token_credential=path.name), environ), "from-file")
+
+    def test_credential(self) -> None:
+        """A credential of systemd's needs its directory, and a name that cannot leave it."""
+        for name, environ in (
+            ("token", {}),
+            ("token", {"CREDENTIALS_DIRECTORY": "relative"}),
+            ("../token", {"CREDENTIALS_DIRECTORY": "/run"}),
+            ("..", {"CREDENTIALS_DIRECTORY": "/run"}),
+        ):
+            error = self.assertRaises(ConfigError, configured, Auth(token_credential=name), environ)
+            self.assertEqual(error.key, "auth.token_credential")
 
     def test_missing_file(self) -> None:
         """A token file may come after the start, as everything else may."""
-        self.failureResultOf(from_config(Auth(token_file="/nonexistent/token"), {}).get(), TokenError)
+        self.failureResultOf(configured(Auth(token_file="/nonexistent/token"), {}).get(), TokenError)
 
     def test_missing_variable(self) -> None:
         """The environment cannot change: a missing variable is a mistake in the configuration, named with its key."""
-        error = self.assertRaises(ConfigError, from_config, Auth(token_env="TOKEN"), {})
+        error = self.assertRaises(ConfigError, configured, Auth(token_env="TOKEN"), {})
         self.assertEqual(error.key, "auth.token_env")
         self.assertIn("TOKEN", str(error))
 
     def test_unusable(self) -> None:
         """A token that cannot be sent is a mistake in the configuration, named with its key and not shown."""
-        error = self.assertRaises(ConfigError, from_config, Auth(token=SECRET + "\n"), {})
+        error = self.assertRaises(ConfigError, configured, Auth(token=SECRET + "\n"), {})
         self.assertEqual(error.key, "auth.token")
         self.assertNotIn(SECRET, str(error))
         for value in ("", "a b"):
-            error = self.assertRaises(ConfigError, from_config, Auth(token_env="TOKEN"), {"TOKEN": value})
+            error = self.assertRaises(ConfigError, configured, Auth(token_env="TOKEN"), {"TOKEN": value})
             self.assertEqual(error.key, "auth.token_env")
 
     def test_more_than_one(self) -> None:
         """Two sources are a mistake, named by their keys."""
-        error = self.assertRaises(ConfigError, from_config, Auth(token=SECRET, token_file="/x"), {})
+        error = self.assertRaises(ConfigError, configured, Auth(token=SECRET, token_file="/x"), {})
         self.assertIn("token and token_file", str(error))
         self.assertNotIn(SECRET, str(error))
 

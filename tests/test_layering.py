@@ -17,13 +17,17 @@ LONGEST = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "redact", "urls", "status",
-        "reference", "shape", "rules", "settings", "waiters", "noproxy", "proxies",
+        "reference", "shape", "rules", "settings", "waiters", "noproxy", "proxies", "bearer",
         "clock", "process", "privileges", "lazy", "instants", "browsers",
     ),
     ("policy/", "session/"),
-    ("spool/", "transport/", "credentials", "machine", "sources", "psutil_source"),
+    (
+        "spool/", "transport/", "credentials", "renewal", "token_command", "accepted_tokens", "machine", "sources",
+        "psutil_source",
+    ),
     ("observe/", "spooltool/"),
     (
+        "authorization",
         "liveness", "answers", "openlink", "link", "handlers", "backends", "requests", "posting", "delivery", "channel",
         "intake", "losses", "results", "runner", "reports", "reporting", "schedules",
     ),

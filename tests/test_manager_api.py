@@ -24,8 +24,6 @@ from commsmgr import assembly, config, reporting
 from commsmgr.assembly import Run
 from commsmgr.backend.service import ReferenceBackend
 from commsmgr.backends import Backends
-from commsmgr.credentials import StaticToken
-from commsmgr.environment import NotedToken
 from commsmgr.errors import (
     AlreadyCompleted,
     CommsError,
@@ -41,8 +39,6 @@ from commsmgr.errors import (
 from commsmgr.manager import Manager
 from commsmgr.messages import Command, Push, Result
 from commsmgr.observe.health import ready
-from commsmgr.observe.metrics import Metrics
-from commsmgr.redact import Redactor
 from commsmgr.session.conversation import SettingsArrived
 from commsmgr.spool import Spool
 from commsmgr.spool.ballast import Ballast
@@ -63,9 +59,9 @@ class PublicNames(SynchronousTestCase):
         self.assertEqual(
             sorted(commsmgr.__all__),
             [
-                "Command", "CommandChannel", "CommsError", "Config", "ConfigError", "DeadlineExceeded",
-                "HTTPResponse", "Manager", "Push", "QueueFull", "Result", "Status", "SystemHealth",
-                "TransportError", "__version__", "load",
+                "CallableToken", "Command", "CommandChannel", "CommsError", "Config", "ConfigError",
+                "DeadlineExceeded", "HTTPResponse", "Manager", "Push", "QueueFull", "Result", "Status",
+                "SystemHealth", "Token", "TransportError", "__version__", "load",
             ],
         )  # fmt: skip
         for name in commsmgr.__all__:
@@ -441,20 +437,6 @@ class Wiring(WorldTestCase):
         self.assertIn(status.queue.trouble, status.problems)
         self.assertFalse(ready(status))
         self.events.clear()
-
-    def test_refused_tokens(self) -> None:
-        """A token that the backend refused is reported to whoever gave it; each new one is kept out of the log."""
-        provider = StaticToken("a-token-to-be-hidden")
-        refused: list[str] = []
-        self.patch(provider, "refused", refused.append)
-        redactor = Redactor()
-        metrics = Metrics(CollectorRegistry(), seconds=time.time)
-        token = NotedToken(provider, redactor, metrics)
-        for _ in range(2):
-            self.assertEqual(self.successResultOf(token.get()), "a-token-to-be-hidden")
-        self.assertNotIn("hidden", redactor("it is a-token-to-be-hidden"))
-        token.refused("a-token-to-be-hidden")
-        self.assertEqual(refused, ["a-token-to-be-hidden"])
 
 
 class Life(WorldTestCase):

@@ -24,7 +24,7 @@ from commsmgr.errors import (
 )
 from commsmgr.requests import not_html
 from commsmgr.transport.http import HTTPResponse
-from tests.link_kit import HANG, FakeToken, House, answer, pass_time
+from tests.link_kit import HANG, House, answer, pass_time
 
 HTML = answer(200, {"content-type": "text/HTML; charset=utf-8"}, b"<html>Please log in</html>")
 
@@ -240,7 +240,7 @@ class TokenTests(_RequestTests):
     def test_no_hot_loop(self) -> None:
         """However often something is sent, a refused token is shown again after half of refused_delay or later."""
         self.build(auth=config.Auth(refused_delay=60))
-        self.house.token = self.house.requests._token = FakeToken("only")
+        self.house.token.newer.clear()
         self.http.default = 401
         self.assertEqual(self.error(self.send(attempts=100), HTTPStatusError).status, 401)
         self.assertEqual(len(self.http.calls), 1)
@@ -256,7 +256,10 @@ class TokenTests(_RequestTests):
         self.assertEqual(self.house.breaker.state, "closed")
 
     def test_another_token(self) -> None:
-        """One that was not refused goes out at once; and what one backend refused another one may take."""
+        """
+        One that was not refused goes out at once; what one backend refused another one may take; and where a newer one
+        is refused the one that was accepted before is shown.
+        """
         self.build("one", "two")
         self.http.script = [401, 401, 401]
         self.error(self.send(), HTTPStatusError)
@@ -271,7 +274,8 @@ class TokenTests(_RequestTests):
         self.assertEqual(self.house.http["two"].calls[0].token, "t2")
         self.house.token.token = "t4"
         self.house.http["two"].script = [401]
-        self.error(self.send(), HTTPStatusError)
+        self.successResultOf(self.send())
+        self.assertEqual([call.token for call in self.house.http["two"].calls], ["t2", "t4", "t2"])
         pass_time(self.clock, self.house.breaker.retry_in())
         self.successResultOf(self.send())
         self.assertEqual(self.http.calls[-1].token, "t4")

@@ -315,8 +315,62 @@ class Tokens(Case):
             error = self.refused(BACKENDS, {name: ""})
             self.assertEqual((error.source, error.key), ("environment", name))
             self.assertIn("empty", str(error))
-        for name in ("token", "token_file", "token_env"):
+        for name in ("token", "token_file", "token_env", "token_credential"):
             self.assertIn(f"auth.{name}: is empty", str(self.refused(f'{BACKENDS}[auth]\n{name} = ""')))
+
+    def test_credential(self) -> None:
+        """A credential of systemd's is looked for where systemd puts it; each way to miss it is told."""
+        directory = os.path.abspath(self.mktemp())
+        os.mkdir(directory)
+        for name, content in (("good", SECRET), ("bad", f"{SECRET} and more")):
+            with open(os.path.join(directory, name), "w") as file:
+                file.write(content)
+        environ = {"CREDENTIALS_DIRECTORY": directory}
+        text = BACKENDS + '[auth]\ntoken_credential = "{}"'
+        self.assertEqual("good", self.read(text.format("good"), environ).auth.token_credential)
+        for name, variables, words in (
+            ("good", {}, "has no CREDENTIALS_DIRECTORY"),
+            ("good", {"CREDENTIALS_DIRECTORY": ""}, "not started by systemd"),
+            (SECRET, environ, "LoadCredential="),
+            ("bad", environ, f"the token in {directory}/bad contains blanks"),
+            (f"../{SECRET}", environ, "without a directory"),
+            ("..", environ, "without a directory"),
+        ):
+            error = self.refused(text.format(name), variables)
+            self.assertEqual("auth.token_credential", error.key)
+            self.assertIn(words, str(error))
+
+    def test_command(self) -> None:
+        """A command is a list whose first word can be run; what follows may be secret."""
+        for command in ('["/bin/sh", "-c", "x"]', '["sh"]'):
+            self.read(f"{BACKENDS}[auth]\ntoken_command = {command}")
+        for command, words in (
+            (f'["/nowhere/program", "{SECRET}"]', "/nowhere/program is no program"),
+            (f'["{SECRET} and more"]', "its first word is no program"),
+            ('["/etc/passwd"]', "can be run here"),
+            (f'["sh", "{SECRET}\\n"]', "control characters"),
+            (f'"sh -c {SECRET}"', "expected a list"),
+        ):
+            error = self.refused(f"{BACKENDS}[auth]\ntoken_command = {command}")
+            self.assertEqual("auth.token_command", error.key)
+            self.assertIn(words, str(error))
+
+    def test_accepted_token_file(self) -> None:
+        """It may lie beside the spool, which need not be there yet, but takes no other file's place."""
+        directory = os.path.abspath(self.mktemp())
+        token = self.file(SECRET)
+        spool = f'[spool]\npath = "{directory}"\n[auth]\ntoken_file = "{token}"\naccepted_token_file = '
+        for path in (f"{directory}/accepted", os.path.abspath(self.mktemp())):
+            self.assertEqual(path, self.read(f'{BACKENDS}{spool}"{path}"').auth.accepted_token_file)
+        for path, words in (
+            (f"{directory}/spool.db", "the spool's own files"),
+            ("/nowhere/accepted", "/nowhere is no directory"),
+            (token, "a file of its own"),
+            (os.path.dirname(token), "a file of its own"),
+        ):
+            error = self.refused(f'{BACKENDS}{spool}"{path}"')
+            self.assertEqual("auth.accepted_token_file", error.key)
+            self.assertIn(words, str(error))
 
 
 class OtherRules(Case):

@@ -172,7 +172,9 @@ class CommandLine(ProcessTestCase):
 
     def test_paths(self) -> None:
         """Relative paths mean what was checked, wherever the process goes later; empty ones stay empty."""
-        config = self.configuration(EVERYWHERE_DEAF, spool={"path": "here/spool"}, auth={"token_file": "token"})
+        config = self.configuration(
+            EVERYWHERE_DEAF, spool={"path": "here/spool"}, auth={"token_file": "token", "accepted_token_file": "kept"}
+        )
         before = os.getcwd()
         self.addCleanup(os.chdir, before)
         os.chdir(self.directory)
@@ -182,6 +184,12 @@ class CommandLine(ProcessTestCase):
         there = os.getcwd()
         self.assertEqual(f"{there}/here/spool", options.config.spool.path)
         self.assertEqual(f"{there}/token", options.config.auth.token_file)
+        self.assertEqual(f"{there}/kept", options.config.auth.accepted_token_file)
+        Path("program").symlink_to("/bin/true")
+        for program, anchored in (("./program", f"{there}/program"), ("true", "true")):
+            config = self.configuration(EVERYWHERE_DEAF, auth={"token_command": [program, "./x"]})
+            options.parseOptions(["--config", config])
+            self.assertEqual((anchored, "./x"), options.config.auth.token_command)
         self.assertEqual("", options.config.tls.ca_file)
 
 
@@ -377,7 +385,9 @@ class Daemon(ProcessTestCase):
         rundir.mkdir()
         os.chmod(self.directory, 0o755)
         os.chown(rundir, nobody.pw_uid, nobody.pw_gid)
-        config = self.configuration(url, spool={"path": str(rundir / "spool")})
+        # The program that gives the token runs with what rights are left.
+        command = ["/bin/sh", "-c", f"id -u > {rundir}/who; echo a-token-of-the-tests"]
+        config = self.configuration(url, spool={"path": str(rundir / "spool")}, auth={"token_command": command})
         process = await self.started(rundir, config, "--uid=nobody")
         self.assertEqual(nobody.pw_uid, os.stat(f"/proc/{process}").st_uid)
         for path in (rundir / "spool", *(rundir / "spool").iterdir()):
@@ -385,6 +395,7 @@ class Daemon(ProcessTestCase):
         self.assertEqual((0o700, 0o600), (mode(rundir / "spool"), mode(rundir / "spool" / "spool.db")))
         os.kill(process, signal.SIGUSR1)
         await self.logged(rundir, "heartbeat.answered")
+        self.assertEqual(f"{nobody.pw_uid}\n", (rundir / "who").read_text())
         os.kill(process, signal.SIGTERM)
         await self.gone([process])
         self.assertFalse((rundir / "agent.pid").exists())

@@ -130,7 +130,11 @@ class Metrics:
             "Since the backend last proved that it takes what is sent; +Inf: never.",
             "backend",
         )
-        self._token = Family(gauge, "token_expiry_timestamp_seconds", "When the bearer token expires, if it says so.")
+        self._token = Family(gauge, "token_expiry_timestamp_seconds", "When the bearer token expires, if known.")
+        self._token_refused = Family(gauge, "token_refused", "1 while the newest token is refused (401).", "backend")
+        self._token_earlier = Family(
+            gauge, "token_earlier", "1 while a token that was accepted before is used, not the newest.", "backend"
+        )
         self._certificate = Family(
             gauge, "certificate_expiry_timestamp_seconds", "When the backend's certificate expires.", "backend"
         )
@@ -149,6 +153,8 @@ class Metrics:
             self._invalid,
             self._breaker,
             self._token,
+            self._token_refused,
+            self._token_earlier,
             self._certificate,
             self._requests,
             self._commands,
@@ -173,6 +179,8 @@ class Metrics:
         for backend in backends:
             self._connected.values.setdefault((backend,), 0)
             self._breaker.values.setdefault((backend,), 0)
+            self._token_refused.values.setdefault((backend,), 0)
+            self._token_earlier.values.setdefault((backend,), 0)
             self._receipts.setdefault(backend, -inf)
 
     def watch(self, queue: Callable[[], QueueStatus]) -> None:
@@ -210,6 +218,11 @@ class Metrics:
             self._token.values.pop((), None)
         else:
             self._token.values[()] = timestamp
+
+    def token_standing(self, backend: str, *, refused: bool, earlier: bool) -> None:
+        """Whether ``backend`` refuses the newest token, and whether one is shown to it that it accepted before."""
+        self._token_refused.values[backend,] = refused
+        self._token_earlier.values[backend,] = earlier
 
     def certificate_expires(self, backend: str, timestamp: float) -> None:
         """The backend's certificate expires at ``timestamp`` (seconds since the epoch)."""
