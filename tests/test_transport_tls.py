@@ -469,7 +469,7 @@ class GateTests(TLSCase):
             def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
                 return SSL.Connection(self._context, None)
 
-        self.patch(__import__("commsmgr.transport.endpoint", fromlist=["x"]), "CheckedConnections", Forgetful)
+        self.patch(__import__("commsmgr.transport.layers", fromlist=["x"]), "CheckedConnections", Forgetful)
         await self.refused(self.authority.issue(names=["backend.example"]).server_context(), "verify failed")
 
     def test_handshake_without_a_check(self) -> None:
