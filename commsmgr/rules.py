@@ -14,8 +14,10 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
-from commsmgr.config import TLS, Auth, Backend, Config, Observe
+from commsmgr.config import TLS, Auth, Backend, Config, Observe, Redaction
 from commsmgr.headers import MAX_TOKEN, mistakes, token_mistake
+from commsmgr.patterns import mistake
+from commsmgr.redact import words
 from commsmgr.shape import Mistake, key_text
 from commsmgr.urls import Target, backend_name, http_target, listen_address, websocket_target
 
@@ -38,6 +40,7 @@ def broken(config: Config, environ: Mapping[str, str], token_provider: bool) -> 
         *_tls_rules(config.tls),
         *_header_rules(config.http.headers),
         *_range_rules(config),
+        *_redaction_rules(config.redaction),
         *_observe_rules(config.observe),
     ]
 
@@ -152,14 +155,15 @@ def _observe_rules(observe: Observe) -> Iterator[Mistake]:
             listen_address(observe.listen)
         except ValueError as error:
             yield "observe.listen", f"{error}, found {json.dumps(observe.listen[:60])}"
-    for index, pattern in enumerate(observe.redact):
-        try:
-            empty = re.compile(pattern).search("")
-        except (re.error, RecursionError, OverflowError) as error:
-            yield f"observe.redact[{index}]", f"not a regular expression: {error}"
-        else:
-            if empty:
-                yield f"observe.redact[{index}]", "matches even the empty string, so it would replace everything"
+
+
+def _redaction_rules(redaction: Redaction) -> Iterator[Mistake]:
+    for index, key in enumerate(redaction.keys):
+        if not words(key):
+            yield f"redaction.keys[{index}]", f"expected a word or several, found {json.dumps(key[:60])}"
+    for index, pattern in enumerate(redaction.patterns):
+        if wrong := mistake(pattern):
+            yield f"redaction.patterns[{index}]", wrong
 
 
 def why(error: Exception) -> str:

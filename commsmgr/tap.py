@@ -180,7 +180,7 @@ def makeService(options: Options) -> Service:
         demo.setServiceParent(root)
         return root
     config = options.config
-    redactor = Redactor(config.observe.redact)
+    redactor = Redactor(config.redaction.patterns, config.redaction.keys)
     root = Root(_observer(options, config, redactor, reactor), reactor)
     began = time.monotonic()
     manager = Manager(

@@ -16,8 +16,8 @@ LONGEST = 400
 # each other, packages (with a slash) may not.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "redact", "urls", "status",
-        "reference", "shape", "rules", "settings", "waiters",
+        "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "patterns", "redact",
+        "sanitise", "outgoing", "urls", "status", "reference", "shape", "rules", "settings", "waiters",
         "clock", "process", "lazy", "instants",
     ),
     ("policy/", "session/"),
