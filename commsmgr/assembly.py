@@ -27,7 +27,7 @@ from commsmgr.intake import Intake
 from commsmgr.link import Link
 from commsmgr.losses import LossReports
 from commsmgr.machine import machine_id
-from commsmgr.messages import FromBackend, HeartbeatAnswer, Push
+from commsmgr.messages import HeartbeatAnswer, Push
 from commsmgr.observe.metrics import Metrics
 from commsmgr.observe.site import StatusSite
 from commsmgr.openlink import LinkEvents, OpenLink
@@ -41,7 +41,7 @@ from commsmgr.runner import CommandRunner
 from commsmgr.schedules import Periodic
 from commsmgr.service import OrderedService, Step
 from commsmgr.session.conversation import Conversation, SettingsArrived
-from commsmgr.session.wire import Decoder
+from commsmgr.session.wire import decoder
 from commsmgr.spool import PatientOpening, Spool
 from commsmgr.transport.endpoint import TLSFacts
 from commsmgr.transport.http import HTTPClient
@@ -80,9 +80,12 @@ class Run:
             self.spool,
             new_id=self.new_id,
             timestamp=env.timestamp,
-            limit=config.delivery.max_body_bytes,
-            accepted=self._event_accepted,
+            settings=config.delivery,
+            redact=env.redactor,
+            in_thread=self._in_thread,
+            accepted=lambda size: self.overview.accepted(size),
             clock=reactor,
+            metrics=self.metrics,
         )
         self.intake = Intake(
             spool=self.spool,
@@ -95,9 +98,7 @@ class Run:
         )
         self.losses = LossReports(self.spool.losses, config, new_id=self.new_id, clock=reactor, metrics=self.metrics)
         self.spool.on_resurfaced = self.intake.recover
-        self._decoder: Decoder[FromBackend] = Decoder(
-            FromBackend, max_bytes=config.websocket.max_message_bytes, max_depth=config.websocket.max_depth
-        )
+        self._decoder = decoder(config)
         self._targets: dict[Target, str] = {}
         self._user_agent = f"commsmgr/{__version__}"
         self._dialer = env.dialer(self._user_agent, self._tls_established)
@@ -131,6 +132,7 @@ class Run:
             clock=reactor,
             random=env.random,
             timestamp=env.timestamp,
+            redact=env.redactor,
             metrics=self.metrics,
             on_receipt=self._http_receipt,
         )
@@ -191,8 +193,8 @@ class Run:
             identity=self._identity,
             machine=machine,
             outbox=self.spool.outbox,
-            settings=config.inventory,
-            max_body_bytes=config.delivery.max_body_bytes,
+            whole=config,
+            redactor=env.redactor,
             in_thread=self._in_thread,
             wall=env.wall,
             timestamp=env.timestamp,
@@ -202,6 +204,8 @@ class Run:
         self.heartbeats = Heartbeats(
             identity=self._identity,
             machine=machine,
+            whole=config,
+            redact=env.redactor,
             requests=self.requests,
             in_thread=self._in_thread,
             seconds=env.reactor.seconds,
@@ -291,10 +295,6 @@ class Run:
 
     # -----------------------------------------------------------------------------------------------------------------
     # Where lines meet
-
-    def _event_accepted(self, size: int) -> None:
-        self.overview.accepted(size)
-        self.metrics.message("command_result", "out", "accepted")
 
     def _check_transport(self) -> None:
         if not native_acceleration_active():

@@ -240,6 +240,9 @@ class Delivery(_Section, frozen=True, kw_only=True):
         float, _seconds("results go over HTTP when no WebSocket could be had for this long", ge=0, le=86400)
     ] = 30.0
     max_body_bytes: Annotated[int, _bytes("largest result or inventory accepted for sending", ge=1024)] = 64 << 20
+    max_output_bytes: Annotated[
+        int, _bytes("longest `output` or `error` of a result; of a longer one the middle is left out", ge=256)
+    ] = 1 << 20
 
 
 class Commands(_Section, frozen=True, kw_only=True):
@@ -281,6 +284,33 @@ class Inventory(_Section, frozen=True, kw_only=True):
     ] = 86400.0
 
 
+class Messages(_Section, frozen=True, kw_only=True):
+    """What is taken from a backend, over WebSocket and in the answers over HTTP."""
+
+    unknown_fields: Annotated[
+        Literal["keep", "refuse"],
+        _said(
+            "keep: fields that this version does not know are no mistake; refuse: they are, and the message with them"
+        ),
+    ] = "keep"
+
+
+class Redaction(_Section, frozen=True, kw_only=True):
+    """What is replaced by ``[redacted]`` before anything is spooled, sent or logged."""
+
+    keys: Annotated[
+        tuple[str, ...],
+        _said(
+            "names of secrets: the value goes wherever a key has one of them among its words (`db_password`, "
+            "`dbPassword`, not `passwordless`), and after `name=` or `name:` in texts"
+        ),
+    ] = (
+        "authorization", "password", "passwd", "passphrase", "pwd", "secret", "token", "credential", "credentials",
+        "api_key", "private_key", "secret_key", "access_key",
+    )  # fmt: skip
+    patterns: Annotated[tuple[str, ...], _said("regular expressions; what they match goes, in every text")] = ()
+
+
 class Observe(_Section, frozen=True, kw_only=True):
     """What operators and Prometheus see."""
 
@@ -295,9 +325,6 @@ class Observe(_Section, frozen=True, kw_only=True):
     log_level: Annotated[
         Literal["debug", "info", "warn", "error"], _said("debug also shows attempts, timings and TLS details")
     ] = "info"
-    redact: Annotated[
-        tuple[str, ...], _said("regular expressions; what they match is replaced in every log line and error")
-    ] = ()
 
 
 class Config(_Section, frozen=True, kw_only=True):
@@ -325,4 +352,6 @@ class Config(_Section, frozen=True, kw_only=True):
     commands: Commands = Commands()
     heartbeat: Heartbeat = Heartbeat()
     inventory: Inventory = Inventory()
+    messages: Messages = Messages()
+    redaction: Redaction = Redaction()
     observe: Observe = Observe()

@@ -29,9 +29,9 @@ from twisted.python.failure import Failure
 
 from commsmgr import config
 from commsmgr.errors import NotRunning, SpoolError
-from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import OpenLink
+from commsmgr.policy.burst import Burst
 from commsmgr.posting import Posting
 from commsmgr.requests import Requests
 from commsmgr.session.conversation import Nacked
@@ -51,6 +51,7 @@ class Delivery:
     Empties the outbox.
 
     :param timestamp: the time now as RFC 3339, for envelopes.
+    :param redact: takes secrets out of what a backend says of a dead letter.
     :param on_receipt: called with the entry and the answer after a receipt over HTTP.
     """
 
@@ -65,6 +66,7 @@ class Delivery:
         clock: IReactorTime,
         random: Random,
         timestamp: Callable[[], str],
+        redact: Callable[[str], str],
         metrics: Metrics,
         on_receipt: Callable[[Entry, HTTPResponse], None],
     ) -> None:
@@ -72,6 +74,7 @@ class Delivery:
         self._config = whole
         self._clock = clock
         self._timestamp = timestamp
+        self._redact = redact
         self._metrics = metrics
         self._on_receipt = on_receipt
         self._link: OpenLink | None = None
@@ -198,7 +201,7 @@ class Delivery:
         others.
         """
         if refusal.retry_after is None:
-            self._bury(seq, refusal.id, f"{Reason.REFUSED}: {refusal.code} {refusal.message}"[:200])
+            self._bury(seq, refusal.id, self._redact(f"{Reason.REFUSED}: {refusal.code} {refusal.message}")[:200])
         else:
             now = self._clock.seconds()
             if self._paused_until <= now:

@@ -38,6 +38,16 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 
+def escaped(text: str) -> str:
+    """Return ``text`` with an escape (``\\n``, ``\\x1b``, ``\\u2028``) for each character that is not printable."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
 class CommsError(Exception):
     """
     Something went wrong in the communications manager.
@@ -151,13 +161,16 @@ class TransportError(CommsError):
     """
     The way to the backend failed.
 
+    What is not printable in ``fact`` is escaped, for much of it is quoted from peers: whoever logs the error, in
+    whatever form, writes one line that steers no terminal.
+
     :ivar may_have_arrived: whether what was being sent may have reached the backend all the same.
     """
 
     retryable = True
 
     def __init__(self, fact: str = "", *, may_have_arrived: bool = False) -> None:
-        super().__init__(fact)
+        super().__init__(escaped(fact))
         self.may_have_arrived = may_have_arrived
 
 

@@ -30,8 +30,8 @@ from commsmgr import config
 from commsmgr.channel import CommandChannel
 from commsmgr.errors import CommsError
 from commsmgr.messages import Command, CommandData, Result, ResultStatus
-from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
+from commsmgr.policy.burst import Burst
 from commsmgr.policy.rate import TokenBucket
 from commsmgr.session.conversation import CommandArrived
 from commsmgr.spool import Accepted, Duplicate, Opened, Spool, StoredCommand

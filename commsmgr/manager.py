@@ -31,9 +31,9 @@ from commsmgr.errors import CommsError, InvalidMessage, NotRunning, UsageError
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.machine import machine_id
 from commsmgr.messages import HeartbeatAnswer, JSONObject, Result
+from commsmgr.outgoing import encode_data
 from commsmgr.overview import idle
 from commsmgr.redact import Redactor
-from commsmgr.reports import encode
 from commsmgr.spool import Executor
 from commsmgr.status import Status
 from commsmgr.transport.http import HTTPResponse
@@ -89,7 +89,7 @@ class Manager(MultiService):
             on_push=on_push,
             token=token,
             machine=machine,
-            redactor=Redactor(config.observe.redact) if redactor is None else redactor,
+            redactor=Redactor(config.redaction.patterns, config.redaction.keys) if redactor is None else redactor,
             wall=wall,
             random=SystemRandom() if random is None else random,
             executor=executor,
@@ -313,7 +313,7 @@ class Manager(MultiService):
         if wrong := _not_a_request(json, body, headers, attempts, idempotency_key):
             return fail(InvalidMessage(wrong))
         try:
-            content = encode(json) if json is not None else bytes(body)
+            content = encode_data(json) if json is not None else bytes(body)
         except InvalidMessage as error:
             return fail(error)
         return self._call(

@@ -2,27 +2,61 @@
 What the agent and a backend say to each other: frozen typed structs, the single source of the wire's schema.
 
 The JSON Schema in the docs, the validation of what arrives, and the bytes that leave all come from these types. Fields
-that a receiver does not know are ignored, on both sides: that is how either can be newer than the other.
+that a receiver does not know are ignored, on both sides, unless an operator wants them refused: that is how either can
+be newer than the other. What :mod:`commsmgr.sanitise` holds against a message is declared here too: lengths, counts,
+ranges and the characters of ids and names.
 
 Bodies (what travels over HTTP, and inside ``data`` over WebSocket) stand first, WebSocket envelopes after them.
 """
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-# A peer's id is echoed into logs, JSON and an HTTP header: printable ASCII keeps all three safe. The look-ahead at the
-# end refuses a trailing newline, which "$" alone would let through.
+LARGEST = (1 << 64) - 1
+SMALLEST = -(1 << 63)
+"""Integers in data without a schema are kept to the last digit within these; what exceeds them is refused."""
+
+
+class Charset(Enum):
+    """Characters that a text may have. Declared beside lengths, not as patterns: those took half of all decoding."""
+
+    ID = auto()
+    """Printable ASCII: an id is echoed into logs, JSON and an HTTP header, and this keeps all three safe."""
+
+    NAME = auto()
+    """What is printable (:meth:`str.isprintable`): no control characters, no change of writing direction."""
+
+
 Id: TypeAlias = Annotated[
-    str, Meta(pattern=r"^[ -~]{1,200}(?![\s\S])", description="printable ASCII, 1 to 200 characters")
+    str,
+    Meta(
+        min_length=1,
+        max_length=200,
+        description="printable ASCII, 1 to 200 characters",
+        extra={"charset": Charset.ID},
+        extra_json_schema={"pattern": "^[ -~]*$"},
+    ),
+]
+Name: TypeAlias = Annotated[
+    str,
+    Meta(
+        max_length=4096,
+        description="printable, at most 4096 characters",
+        extra={"charset": Charset.NAME},
+        extra_json_schema={"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028-\u202e]*$"},
+    ),
 ]
 Text: TypeAlias = Annotated[str, Meta(max_length=1 << 20)]
 ShortText: TypeAlias = Annotated[str, Meta(max_length=4096)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=10 * 365 * 86400, description="seconds")]
 Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100)]
+# Larger ones are not the same to every reader of JSON (RFC 7493 section 2.2).
+Integer: TypeAlias = Annotated[int, Meta(ge=-(1 << 53) + 1, le=(1 << 53) - 1)]
 JSONObject: TypeAlias = dict[str, Any]
 
 
@@ -48,9 +82,9 @@ class LossRow(Struct, frozen=True, kw_only=True):
     ``evicted`` (a dead letter that gave way to newer ones: it was counted before, when it died), or another word.
     """
 
-    reason: ShortText
-    kind: ShortText
-    count: Annotated[int, Meta(ge=1)]
+    reason: Name
+    kind: Name
+    count: Annotated[int, Meta(ge=1, le=(1 << 53) - 1)]
     first_at: ShortText
     last_at: ShortText
 
@@ -94,17 +128,17 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     """commsmgr.v1: ids of commands that came in an earlier heartbeat's answer and are now in the inbox."""
 
 
-class CommandData(Struct, frozen=True, kw_only=True):
+class CommandData(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What to do. ``timeout`` is in seconds, 0 for the agent's default; ``options`` is passed on as it came."""
 
-    type: ShortText = ""
+    type: Name = ""
     command: Text = ""
     args: Annotated[list[Text], Meta(max_length=10_000)] = []
     timeout: Annotated[float, Meta(ge=0, le=30 * 86400)] = 0
     options: JSONObject = {}
 
 
-class CommandEnvelope(Struct, frozen=True, kw_only=True, tag="command"):
+class CommandEnvelope(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="command"):
     """A command. The envelope's ``id`` is the command's."""
 
     id: Id
@@ -125,8 +159,8 @@ class HeartbeatAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: ShortText = ""
     commands: Annotated[list[msgspec.Raw], Meta(max_length=1000)] = []
     """Each one a ``command`` envelope; raw, so that a malformed one does not take the others with it."""
-    acked_losses: ShortText = ""
-    inventory_checksum: ShortText | None = None
+    acked_losses: Name = ""
+    inventory_checksum: Name | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,11 +177,11 @@ class Inventory(Struct, frozen=True, kw_only=True):
     type: Literal["inventory"] = "inventory"
 
 
-class InventoryAnswer(Struct, frozen=True, kw_only=True):
+class InventoryAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to an inventory; ``checksum_received`` is the checksum that the backend stored."""
 
     status: ShortText = ""
-    checksum_received: ShortText = ""
+    checksum_received: Name = ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -169,10 +203,12 @@ class ResultBody(Struct, frozen=True, kw_only=True):
     status: ResultStatus
     output: str = ""
     error: str = ""
-    exit_code: int = 0
-    execution_time: int = 0
-    execution_time_ms: int = 0
+    exit_code: Integer = 0
+    execution_time: Integer = 0
+    execution_time_ms: Integer = 0
     timestamp: str = ""
+    truncated_bytes: Integer | msgspec.UnsetType = msgspec.UNSET
+    """How many bytes (in UTF-8) of ``output`` and ``error`` were left out; absent when both are whole."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,25 +231,25 @@ class Register(Struct, frozen=True, kw_only=True, tag="register"):
     data: RegisterData = RegisterData()
 
 
-class SettingsData(Struct, frozen=True, kw_only=True):
+class SettingsData(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Intervals that a backend may set for the length of a session, in seconds; absent ones stay as configured."""
 
     heartbeat_interval: Annotated[float, Meta(ge=1, le=86400)] | None = None
     inventory_interval: Annotated[float, Meta(ge=60, le=30 * 86400)] | None = None
 
 
-class RegistrationAckData(Struct, frozen=True, kw_only=True):
+class RegistrationAckData(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``dedupe_window`` is how many seconds the backend remembers ids."""
 
     message: ShortText = ""
-    machine_id: ShortText = ""
+    machine_id: Name = ""
     dedupe_window: Seconds = 86400
 
 
-class RegistrationAck(Struct, frozen=True, kw_only=True, tag="registration_ack"):
+class RegistrationAck(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="registration_ack"):
     """The backend knows the agent."""
 
-    id: ShortText = ""
+    id: Name = ""
     timestamp: ShortText = ""
     data: RegistrationAckData = RegistrationAckData()
 
@@ -245,16 +281,16 @@ class LossReceipt(Struct, frozen=True, kw_only=True, tag="loss_receipt"):
     data: LossReceiptData
 
 
-class Ping(Struct, frozen=True, kw_only=True, tag="ping"):
+class Ping(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ping"):
     """A question for a pong by message; the agent's own keep-alive is the protocol's ping frame."""
 
-    id: ShortText = ""
+    id: Name = ""
 
 
-class Pong(Struct, frozen=True, kw_only=True, tag="pong"):
+class Pong(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="pong"):
     """The answer to a ``ping`` message, with its id."""
 
-    id: ShortText = ""
+    id: Name = ""
 
 
 class Ack(Struct, frozen=True, kw_only=True, tag="ack"):
@@ -266,7 +302,7 @@ class Ack(Struct, frozen=True, kw_only=True, tag="ack"):
 class NackData(Struct, frozen=True, kw_only=True):
     """With ``retry_after`` (seconds) the message is tried again, without it it is refused for good."""
 
-    code: ShortText = ""
+    code: Name = ""
     message: ShortText = ""
     retry_after: Seconds | None = None
 
@@ -278,20 +314,20 @@ class Nack(Struct, frozen=True, kw_only=True, tag="nack"):
     data: NackData = NackData()
 
 
-class GoawayData(Struct, frozen=True, kw_only=True):
+class GoawayData(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Come back after ``reconnect_after`` seconds, at a moment spread over ``window`` seconds."""
 
     reconnect_after: Seconds = 0
     window: Seconds = 0
 
 
-class Goaway(Struct, frozen=True, kw_only=True, tag="goaway"):
+class Goaway(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="goaway"):
     """commsmgr.v1: the backend is about to leave; finish what is in flight and return later."""
 
     data: GoawayData = GoawayData()
 
 
-class Settings(Struct, frozen=True, kw_only=True, tag="settings"):
+class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="settings"):
     """commsmgr.v1: intervals for this session."""
 
     data: SettingsData = field(default_factory=SettingsData)

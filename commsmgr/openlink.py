@@ -28,8 +28,8 @@ from commsmgr.answers import Answers
 from commsmgr.errors import PeerSilent
 from commsmgr.liveness import Liveness
 from commsmgr.messages import LossReport, Push
-from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
+from commsmgr.policy.burst import Burst
 from commsmgr.session.barrier import Barrier
 from commsmgr.session.conversation import (
     Acked,

@@ -3,21 +3,26 @@ Keeps secrets out of everything that a person may read, and makes foreign text s
 
 Two nets, because each has holes. What is known to be a secret (the bearer token, each time it is renewed) is replaced
 wherever it shows, in the spellings that quoting and escaping give it. What merely looks like one is recognised by the
-form around it: an Authorization field, ``password=…``, a URL with a password, and the patterns an operator sets.
+form around it: an Authorization field, a URL with a password, the value of a key whose name says so (``password=…``),
+and the patterns an operator sets.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from time import thread_time
+from typing import Any
 from urllib.parse import quote
 
-from commsmgr.errors import ConfigError
+from commsmgr.config import Redaction
+from commsmgr.errors import ConfigError, escaped
+from commsmgr.patterns import MARK, Pattern, mistake
 
-MARK = "[redacted]"
 _KEPT = 16
 _SHORTEST = 8
+_NAMES_KEPT = 4096
 
 # What peers and commands print goes through these expressions, so each of them is linear: no unbounded repeat may
 # begin at every character, and where two repeats meet, either they share no character or the first is possessive.
@@ -57,33 +62,54 @@ _FORMS = (
         rf"\1{MARK}",
     ),
     ("bearer", _form(rf"\b(bearer\s{{1,3}}+)(?!\[redacted\]|{_PROSE})[^\s\"'\\)\]}},;]+"), rf"\1{MARK}"),
-    ("pass", _assignment("pass(?:word|wd|phrase)", bare_colon=True), rf"\1{MARK}"),
-    ("pwd", _assignment("pwd", bare_colon=True), rf"\1{MARK}"),
-    ("key", _assignment("(?:api|private|secret|access)[_-]?key", bare_colon=True), rf"\1{MARK}"),
-    ("token", _assignment("token", bare_colon=False), rf"\1{MARK}"),
-    ("secret", _assignment("secret", bare_colon=False), rf"\1{MARK}"),
-    ("credential", _assignment("credentials?", bare_colon=False), rf"\1{MARK}"),
 )
-_SENSITIVE = _form(
-    r"(?:authorization|pass(?:word|wd|phrase)|pwd|(?:api|private|secret|access)[_-]?key|token|secret|credentials?)\Z"
+_BEARER = [form for form in _FORMS if form[0] == "bearer"]
+
+# "token: must be printable" is prose, "password: hunter2" hardly ever.
+_PROSE_NAMES = frozenset({"token", "secret", "credential", "credentials"})
+
+_WORDS = re.compile(
+    r"[A-Z]+(?![a-z])|[^\W\d_][^\W\d_A-Z]*|\d+"  # "APIKey", "apiKey", "api_key1"
 )
+
+
+def words(name: str) -> tuple[str, ...]:
+    """Return the words that a name is made of, in lower case, however they are put together."""
+    return tuple(word.lower() for word in _WORDS.findall(name))
 
 
 class Redactor:
     """
-    Replaces secrets by ``[redacted]``. Applying it twice changes nothing more.
+    Replaces secrets by ``[redacted]``. Applying it twice changes nothing more, but for patterns that look at what
+    stands around a match.
 
-    :param patterns: regular expressions (``observe.redact``); the whole of what one matches is replaced.
-    :raise ConfigError: one of them is not a regular expression.
+    :param patterns: regular expressions (``redaction.patterns``); the whole of what one matches is replaced.
+    :param keys: names of secrets (``redaction.keys``).
+    :param seconds: tells processor time, which patterns may take only so much of.
+    :raise ConfigError: one of the patterns cannot be used.
     """
 
-    def __init__(self, patterns: Iterable[str] = ()) -> None:
-        self._patterns: list[re.Pattern[str]] = []
+    def __init__(
+        self,
+        patterns: Iterable[str] = (),
+        keys: Iterable[str] = Redaction().keys,
+        *,
+        seconds: Callable[[], float] = thread_time,
+    ) -> None:
+        self._patterns: list[Pattern] = []
         for index, pattern in enumerate(patterns):
-            try:
-                self._patterns.append(re.compile(pattern))
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ConfigError(f"not a regular expression: {error}", key=f"observe.redact[{index}]") from None
+            if wrong := mistake(pattern):
+                raise ConfigError(wrong, key=f"redaction.patterns[{index}]")
+            self._patterns.append(Pattern(pattern, seconds))
+        self._keys = [f" {' '.join(words(key))} " for key in keys]
+        self._forms = list(_FORMS)
+        for key in keys:
+            parts = words(key)
+            if parts and parts != ("authorization",):
+                name = "[_-]?".join(map(re.escape, parts))
+                form = _assignment(name, bare_colon=parts[-1] not in _PROSE_NAMES)
+                self._forms.append((max(parts, key=len), form, rf"\1{MARK}"))
+        self._names: dict[str, bool] = {}
         self._secrets: dict[str, frozenset[str]] = {}
         self._needles: tuple[str, ...] = ()
 
@@ -116,12 +142,46 @@ class Redactor:
         """Return ``text`` without remembered secrets, what looks like one, and what a pattern matches."""
         text = self.hide(text)
         lowered = text.lower()
-        for word, form, replacement in _FORMS:
+        # Each form but one has a sign that is found much faster than any word.
+        forms = self._forms if "=" in text or ":" in text or '"' in text or "'" in text else _BEARER
+        for word, form, replacement in forms:
             if word in lowered:
                 text = form.sub(replacement, text)
         for pattern in self._patterns:
-            text = pattern.sub(_mark, text)
+            text = pattern(text)
         return text
+
+    def sensitive(self, name: str) -> bool:
+        """Whether a field of this name (``access_token``, ``dbPassword``) holds a secret: its value is never shown."""
+        known = self._names.get(name)
+        if known is None:
+            if len(self._names) >= _NAMES_KEPT:
+                self._names.clear()
+            spelled = f" {' '.join(words(name))} "
+            known = self._names[name] = any(key in spelled for key in self._keys)
+        return known
+
+    def data(self, value: Any) -> Any:
+        """
+        Return a copy of what JSON can say without secrets: the values of sensitive keys, and those in any text.
+
+        None, truth values and empty values stay, for they are no secret.
+        """
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, dict):
+            found: dict[str, Any] = {}
+            for key, part in value.items():
+                shown, number = self(key), 1
+                while shown in found:
+                    number += 1
+                    shown = f"{self(key)} ({number})"
+                hidden = self.sensitive(key) and part and part is not True
+                found[shown] = MARK if hidden else self.data(part)
+            return found
+        if isinstance(value, list):
+            return [self.data(part) for part in value]
+        return value
 
 
 def _spellings(value: str) -> frozenset[str]:
@@ -131,16 +191,6 @@ def _spellings(value: str) -> frozenset[str]:
     except UnicodeEncodeError:  # a lone surrogate, which no URL can bear
         encoded = value
     return frozenset((value, repr(value)[1:-1], json.dumps(value)[1:-1], encoded))
-
-
-def _mark(match: re.Match[str]) -> str:
-    # A pattern that also matches nothing must not put a mark between all characters.
-    return MARK if match.group() else ""
-
-
-def sensitive(name: str) -> bool:
-    """Whether a field of this name (``access_token``, ``password``) holds a secret: its value is never shown."""
-    return _SENSITIVE.search(name) is not None
 
 
 def clip(text: str, limit: int) -> str:
@@ -157,10 +207,4 @@ def single_line(text: str, limit: int = 8192) -> str:
 
     :param limit: characters of ``text`` that are kept; what is left out is counted at the end.
     """
-    text = clip(text, limit)
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
+    return escaped(clip(text, limit))

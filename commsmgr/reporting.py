@@ -8,6 +8,7 @@ command that was refused, or that was finished long ago.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -16,11 +17,16 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from commsmgr import config
 from commsmgr.errors import CommsError, QueueFull, SpoolWriteFailed
 from commsmgr.messages import Result
-from commsmgr.observe.logs import Burst
+from commsmgr.observe.metrics import Metrics
+from commsmgr.policy.burst import Burst
 from commsmgr.results import encode_result
 from commsmgr.spool import RESULT_KIND, Lane, Spool
+
+LONG = 256 << 10
+"""Characters of text from which on a result is encoded in a thread."""
 
 AGAIN = 1.0
 """Seconds between attempts to store a result for which the spool has no room."""
@@ -31,7 +37,9 @@ class Reporting:
     Encodes results and stores them.
 
     :param timestamp: the time now as RFC 3339.
-    :param limit: the largest body, in bytes.
+    :param settings: how large a body and its texts may be.
+    :param redact: takes secrets out of a text.
+    :param in_thread: runs a function in a thread, since that takes a while for a long text.
     :param accepted: called with the size of each body that was stored.
     """
 
@@ -43,26 +51,32 @@ class Reporting:
         *,
         new_id: Callable[[], str],
         timestamp: Callable[[], str],
-        limit: int,
+        settings: config.Delivery,
+        redact: Callable[[str], str],
+        in_thread: Callable[[Callable[[], tuple[bytes, int]]], Deferred[tuple[bytes, int]]],
         accepted: Callable[[int], None],
         clock: IReactorTime,
+        metrics: Metrics,
     ) -> None:
         self._spool = spool
         self._new_id = new_id
         self._timestamp = timestamp
-        self._limit = limit
-        self._accepted = accepted
+        self._settings = settings
+        self._redact = redact
+        self._in_thread = in_thread
+        self._on_accepted = accepted
+        self._metrics = metrics
         self._clock = clock
         self._burst = Burst(clock.seconds)
         self._aside: dict[Deferred[object], None] = {}  # in order, which a set has not
 
     async def report(self, result: Result, *, ttl: float | None = None) -> str:
         """Store a result and close its command; return the message's id. It raises what the spool raises."""
-        message_id, body = self._encoded(result)
+        message_id, body, left_out = await self._encoded(result)
         await self._spool.inbox.complete(
             key=result.key, command_id=result.command_id, status=result.status, result_id=message_id, body=body, ttl=ttl
         )
-        self._accepted(len(body))
+        self._accepted(body, left_out)
         return message_id
 
     async def insist(self, result: Result) -> str:
@@ -84,9 +98,9 @@ class Reporting:
 
     async def say(self, result: Result) -> None:
         """Store a result that closes no command."""
-        message_id, body = self._encoded(result)
+        message_id, body, left_out = await self._encoded(result)
         await self._spool.outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=message_id, body=body)
-        self._accepted(len(body))
+        self._accepted(body, left_out)
 
     def aside(self, storing: Coroutine[Any, Any, object], result: Result) -> None:
         """Do ``storing``, one of the above for ``result``, without anybody waiting; what it raises is logged."""
@@ -104,10 +118,29 @@ class Reporting:
         self._aside.pop(deferred, None)
         return outcome
 
-    def _encoded(self, result: Result) -> tuple[str, bytes]:
+    async def _encoded(self, result: Result) -> tuple[str, bytes, int]:
         message_id = self._new_id()
-        body = encode_result(result, message_id=message_id, timestamp=self._timestamp(), limit=self._limit)
-        return message_id, body
+        encode = partial(
+            encode_result,
+            result,
+            message_id=message_id,
+            timestamp=self._timestamp(),
+            limit=self._settings.max_body_bytes,
+            max_output=self._settings.max_output_bytes,
+            redact=self._redact,
+        )
+        # What is not even a result is told by encoding it.
+        texts = (
+            text for text in (getattr(result, "output", ""), getattr(result, "error", "")) if isinstance(text, str)
+        )
+        body, left_out = await self._in_thread(encode) if sum(map(len, texts)) > LONG else encode()
+        return message_id, body, left_out
+
+    def _accepted(self, body: bytes, left_out: int) -> None:
+        self._on_accepted(len(body))
+        self._metrics.message("command_result", "out", "accepted")
+        if left_out:
+            self._metrics.message("command_result", "out", "truncated")
 
     def _not_reported(self, failure: Failure, result: Result) -> None:
         if failure.check(CancelledError):

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any, Literal, TypeVar
+from typing import TypeAlias
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from commsmgr import config
@@ -36,13 +36,21 @@ from commsmgr.messages import (
     SystemHealth,
 )
 from commsmgr.observe.metrics import Metrics
+from commsmgr.outgoing import encode_data, unicode
+from commsmgr.policy.burst import Burst
+from commsmgr.redact import Redactor
 from commsmgr.requests import Requests
+from commsmgr.sanitise import Malformed
 from commsmgr.session.conversation import CommandArrived
+from commsmgr.session.wire import reader
 from commsmgr.spool import Entry, Lane, Outbox
 from commsmgr.status import QueueStatus
 from commsmgr.transport.http import HTTPResponse
 
-T = TypeVar("T")
+_Stock: TypeAlias = tuple[bytes, bytes]
+
+LONG = 64 << 10
+"""Bytes from which on an inventory is looked at in a thread."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -57,6 +65,7 @@ class Heartbeats:
     """
     Sends heartbeats, and is a source of commands: those that come in the answers.
 
+    :param redact: takes secrets out of a text.
     :param in_thread: runs a function in a thread, since asking the machine how it is may block.
     :param activity: (commands waiting, commands running).
     :param on_command: takes a command that came in an answer.
@@ -69,6 +78,8 @@ class Heartbeats:
         *,
         identity: Identity,
         machine: MachineSource,
+        whole: config.Config,
+        redact: Callable[[str], str],
         requests: Requests,
         in_thread: Callable[[Callable[[], SystemHealth]], Deferred[SystemHealth]],
         seconds: Callable[[], float],
@@ -84,6 +95,9 @@ class Heartbeats:
     ) -> None:
         self._identity = identity
         self._machine = machine
+        self._redact = redact
+        self._answers = reader(HeartbeatAnswer, whole)
+        self._commands = reader(CommandEnvelope, whole)
         self._requests = requests
         self._in_thread = in_thread
         self._seconds = seconds
@@ -96,6 +110,7 @@ class Heartbeats:
         self._on_command = on_command
         self._losses = losses
         self._metrics = metrics
+        self._burst = Burst(seconds)
         self._began = seconds()
         self._acked: list[str] = []
 
@@ -104,9 +119,11 @@ class Heartbeats:
         Send one heartbeat.
 
         :param deadline: seconds for all attempts together.
-        :raise InvalidMessage: ``status`` is no text.
+        :raise InvalidMessage: ``status`` is no text, or a value is nothing that JSON can say.
         :raise CommsError: it could not be delivered; nothing is kept of it.
         """
+        if not isinstance(status, str):
+            raise InvalidMessage(f"the status of a heartbeat is a text, not {type(status).__name__}")
         health = await self._in_thread(self._machine.health)
         queue = self._queue()
         pending, running = self._activity()
@@ -117,7 +134,7 @@ class Heartbeats:
             machine_id=self._identity.machine_id,
             hostname=self._identity.hostname,
             timestamp=self._timestamp(),
-            status=status,
+            status=self._redact(unicode(status)),
             agent_version=self._identity.agent_version,
             uptime_seconds=int(self._seconds() - self._began),
             last_inventory=self._inventories.last_accepted,
@@ -138,10 +155,10 @@ class Heartbeats:
             response = await self._requests.send(
                 "POST",
                 "/heartbeat",
-                body=encode(beat),
+                body=encode_data(beat),
                 idempotency_key=self._new_id(),
                 deadline=deadline,
-                check=_read,
+                check=self._read,
             )
         except BaseException:
             self._metrics.message("heartbeat", "out", "failed")
@@ -154,7 +171,7 @@ class Heartbeats:
             event="heartbeat.answered",
             milliseconds=response.elapsed * 1000,
         )
-        answer = _read(response)
+        answer = self._read(response)
         self._take_commands(answer)
         self._losses.acked(answer.acked_losses)
         if answer.inventory_checksum is not None:
@@ -164,9 +181,17 @@ class Heartbeats:
     def _take_commands(self, answer: HeartbeatAnswer) -> None:
         for raw in answer.commands:
             try:
-                command = msgspec.json.decode(raw, type=CommandEnvelope)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                self._metrics.invalid("heartbeat-command")
+                command = self._commands.read(raw)
+            except Malformed as error:
+                self._metrics.invalid(error.reason)
+                suppressed = self._burst.allow(error.reason)
+                if suppressed is not None:
+                    self.log.warn(
+                        "a command in a heartbeat's answer cannot be used: {error} ({suppressed} more like it before)",
+                        event="heartbeat.invalid-command",
+                        error=error.fact,
+                        suppressed=suppressed,
+                    )
                 continue
             self._on_command(self, CommandArrived(command.id, "", command.data))
 
@@ -178,27 +203,27 @@ class Heartbeats:
         """A command that is not confirmed comes again with a later answer: to say nothing is to refuse."""
         return True
 
+    def _read(self, response: HTTPResponse) -> HeartbeatAnswer:
+        """
+        Read the answer to a heartbeat.
 
-def _read(response: HTTPResponse) -> HeartbeatAnswer:
-    """
-    Read the answer to a heartbeat.
-
-    :raise PeerViolation: it is no such answer; a portal or a proxy says 200 to everything, and proves nothing.
-    """
-    try:
-        response.body.decode()  # msgspec does not look into the fields that it skips
-        return msgspec.json.decode(response.body, type=HeartbeatAnswer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerViolation(
-            f"the answer to a heartbeat (HTTP {response.status}) is not a backend's: {error}"
-        ) from error
+        :raise PeerViolation: it is no such answer; a portal or a proxy says 200 to everything, and proves nothing.
+        """
+        try:
+            return self._answers.read(response.body)
+        except Malformed as error:
+            self._metrics.invalid(error.reason)
+            raise PeerViolation(
+                f"the answer to a heartbeat (HTTP {response.status}) is not a backend's: {error.fact}"
+            ) from error
 
 
 class Inventories:
     """
     Sends inventories through the outbox.
 
-    :param in_thread: runs a function in a thread, since taking stock of a machine takes a while.
+    :param in_thread: runs a function in a thread, since taking stock of a machine takes a while, and so does looking
+        for secrets in what is long.
     :ivar last_accepted: when a backend took one, as RFC 3339; empty for never.
     :ivar accepted_checksum: of the one that a backend took last; empty for none, or when a backend has another.
     """
@@ -211,9 +236,9 @@ class Inventories:
         identity: Identity,
         machine: MachineSource,
         outbox: Outbox,
-        settings: config.Inventory,
-        max_body_bytes: int,
-        in_thread: Callable[[Callable[[], JSONObject]], Deferred[JSONObject]],
+        whole: config.Config,
+        redactor: Redactor,
+        in_thread: Callable[[Callable[[], _Stock]], Deferred[_Stock]],
         wall: Callable[[], float],
         timestamp: Callable[[], str],
         new_id: Callable[[], str],
@@ -222,8 +247,11 @@ class Inventories:
         self._identity = identity
         self._machine = machine
         self._outbox = outbox
-        self._settings = settings
-        self._max_body_bytes = max_body_bytes
+        self._settings = whole.inventory
+        self._max_body_bytes = whole.delivery.max_body_bytes
+        self._answers = reader(InventoryAnswer, whole)
+        self._redactor = redactor
+        self._in_order = DeferredLock()
         self._in_thread = in_thread
         self._wall = wall
         self._timestamp = timestamp
@@ -238,19 +266,43 @@ class Inventories:
         """
         Put an inventory into the outbox.
 
-        :param data: the inventory; None to take it from the machine.
+        :param data: the inventory, of what JSON has: dicts with texts as keys, lists, texts, numbers, truth values,
+            None; it may be changed as soon as this has returned. None: take it from the machine.
         :param force: send it although the backend has the same.
         :return: the message's id once it is durable, or None when the backend already has this content.
-        :raise InvalidMessage: ``data`` is no JSON object, or larger than ``delivery.max_body_bytes``.
+        :raise InvalidMessage: ``data`` is nothing that JSON can say, or larger than ``delivery.max_body_bytes``.
         :raise SpoolError: it could not be kept.
         """
-        if data is None:
-            data = await self._in_thread(self._machine.inventory)
+        encoded = None if data is None else self._encoded(data)
+        # A later one must not be overtaken by one that took longer in its thread.
+        await self._in_order.acquire()
+        try:
+            if encoded is None:
+                stock = await self._in_thread(lambda: self._taken(self._encoded(self._machine.inventory())))
+            elif len(encoded) > LONG:
+                stock = await self._in_thread(lambda: self._taken(encoded))
+            else:
+                stock = self._taken(encoded)
+            return await self._put(stock, force)
+        finally:
+            self._in_order.release()
+
+    def _encoded(self, data: object) -> bytes:
         if not isinstance(data, dict):
             raise InvalidMessage(f"an inventory is a JSON object, not {type(data).__name__}")
-        encoded = encode(data)
-        # Of what will be sent, for only that has nothing but what JSON knows.
-        fingerprint = sha256(encode(stable_view(msgspec.json.decode(encoded)), order="deterministic")).digest()
+        encoded = encode_data(data)
+        if len(encoded) > self._max_body_bytes:
+            raise InvalidMessage(f"the inventory has {len(encoded)} bytes, more than {self._max_body_bytes}")
+        return encoded
+
+    def _taken(self, encoded: bytes) -> _Stock:
+        """Return what will be sent, and its fingerprint; in whatever thread."""
+        data = self._redactor.data(msgspec.json.decode(encoded))
+        redacted = encode_data(data)
+        return redacted, sha256(msgspec.json.encode(stable_view(data), order="deterministic")).digest()
+
+    async def _put(self, stock: _Stock, force: bool) -> str | None:
+        encoded, fingerprint = stock
         known, at = self._sent
         if not force and fingerprint == known and 0 <= self._wall() - at < self._settings.resend_after:
             self._metrics.message("inventory", "out", "unchanged")
@@ -276,9 +328,9 @@ class Inventories:
         self.last_accepted = self._timestamp()
         sent = msgspec.json.decode(entry.body, type=Inventory).checksum
         try:
-            received = msgspec.json.decode(response.body, type=InventoryAnswer).checksum_received
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._metrics.invalid("inventory-answer")
+            received = self._answers.read(response.body).checksum_received
+        except Malformed as error:
+            self._metrics.invalid(error.reason)
             received = ""
         if received and received != sent:
             self._differs(received, sent)
@@ -314,16 +366,3 @@ class Inventories:
             received=received[:80],
             sent=sent,
         )
-
-
-def encode(value: Any, *, order: Literal["deterministic"] | None = None) -> bytes:
-    """
-    Encode what the agent passed.
-
-    :param order: whether objects that are equal have the same bytes.
-    :raise InvalidMessage: it has something that JSON cannot say; it says what.
-    """
-    try:
-        return msgspec.json.encode(value, order=order)
-    except (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
-        raise InvalidMessage(f"not JSON: {type(error).__name__}: {error}") from error

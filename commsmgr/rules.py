@@ -17,9 +17,11 @@ from typing import BinaryIO
 
 from commsmgr import noproxy, proxies
 from commsmgr.browsers import names_loopback
-from commsmgr.config import TLS, Auth, Backend, Config, Observe, Proxy
+from commsmgr.config import TLS, Auth, Backend, Config, Observe, Proxy, Redaction
 from commsmgr.errors import ConfigError
 from commsmgr.headers import MAX_TOKEN, mistakes, token_mistake
+from commsmgr.patterns import mistake
+from commsmgr.redact import words
 from commsmgr.shape import CONTROL_CHARACTERS, Mistake, key_text
 from commsmgr.urls import Target, backend_name, http_target, listen_address, websocket_target
 
@@ -49,6 +51,7 @@ def broken(config: Config, environ: Mapping[str, str], token_provider: bool) -> 
         *_proxy_rules(config, environ),
         *_header_rules(config.http.headers),
         *_range_rules(config),
+        *_redaction_rules(config.redaction),
         *_observe_rules(config.observe),
     ]
 
@@ -270,14 +273,15 @@ def _observe_rules(observe: Observe) -> Iterator[Mistake]:
         else:
             if not observe.public and not names_loopback(f"[{host}]" if ":" in host else host):
                 yield "observe.listen", _PUBLISHED.format(host)
-    for index, pattern in enumerate(observe.redact):
-        try:
-            empty = re.compile(pattern).search("")
-        except (re.error, RecursionError, OverflowError) as error:
-            yield f"observe.redact[{index}]", f"not a regular expression: {error}"
-        else:
-            if empty:
-                yield f"observe.redact[{index}]", "matches even the empty string, so it would replace everything"
+
+
+def _redaction_rules(redaction: Redaction) -> Iterator[Mistake]:
+    for index, key in enumerate(redaction.keys):
+        if not words(key):
+            yield f"redaction.keys[{index}]", f"expected a word or several, found {json.dumps(key[:60])}"
+    for index, pattern in enumerate(redaction.patterns):
+        if wrong := mistake(pattern):
+            yield f"redaction.patterns[{index}]", wrong
 
 
 _PUBLISHED = (

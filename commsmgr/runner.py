@@ -17,8 +17,8 @@ from commsmgr.channel import CommandChannel
 from commsmgr.errors import InvalidMessage, NotRunning, SpoolError, UsageError
 from commsmgr.interfaces import CommandHandler
 from commsmgr.messages import Command, Result
-from commsmgr.observe.logs import Burst
 from commsmgr.observe.metrics import Metrics
+from commsmgr.policy.burst import Burst
 from commsmgr.waiters import Overrun, bounded
 
 AGAIN = 1.0

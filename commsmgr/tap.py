@@ -223,7 +223,7 @@ def makeService(options: Options) -> Service:
     config = options.config
     if options.parent is not None and options.parent.get("umask") is None:
         os.umask(PRIVATE)
-    redactor = Redactor(config.observe.redact)
+    redactor = Redactor(config.redaction.patterns, config.redaction.keys)
     root = Root(_observer(options, config, redactor, reactor), reactor)
     began = time.monotonic()
     manager = Manager(

@@ -49,7 +49,7 @@ class HeartbeatTests(BackendTestCase):
             again = await self.post("/heartbeat", {"machine_id": "m-1", "acked_commands": []})
             self.assertEqual(ids, [command["id"] for command in again.json["commands"]])
         self.assertEqual(
-            {"type": "echo", "command": "", "args": ["a"], "timeout": 3, "options": {}},
+            {"type": "echo", "args": ["a"], "timeout": 3},
             again.json["commands"][1]["data"],
         )
         acked = backend.when("acked")

@@ -43,6 +43,7 @@ class World:
             whole=self.house.config,
             clock=self.clock,
             random=self.house.random,
+            redact=lambda text: text.replace("hunter2", "***"),
             timestamp=lambda: "now",
             metrics=self.house.metrics,
             on_receipt=self._receipted,
@@ -273,6 +274,14 @@ class RefusalTests(_DeliveryTests):
         world.ack(bench, "b", "c")
         self.assertEqual((world.held(), bench.connection.results()), (0, ["a", "b", "c"]))
         self.assertEqual(world.outbox.stats.dropped, {"refused": 1})
+
+    def test_secret_in_a_refusal(self) -> None:
+        """What is kept of a backend's words with a dead letter has no secret, and is one line."""
+        world = self.world()
+        bench = world.link()
+        world.put("a")
+        bench.nack("a", message="no\nhunter2")
+        self.assertEqual(world.dead(), [("a", "refused: busy no\\n***")])
 
     def test_later(self) -> None:
         """With a time the lane pauses for that long, then goes again from that entry, in order."""

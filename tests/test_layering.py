@@ -16,9 +16,9 @@ LONGEST = 400
 # each other, packages (with a slash) may not.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "redact", "urls", "status",
-        "reference", "shape", "rules", "settings", "waiters", "noproxy", "proxies", "bearer",
-        "clock", "process", "privileges", "lazy", "instants", "browsers",
+        "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "patterns", "redact",
+        "sanitise", "outgoing", "urls", "status", "reference", "shape", "rules", "settings", "waiters", "noproxy",
+        "proxies", "bearer", "clock", "process", "privileges", "lazy", "instants", "browsers",
     ),
     ("policy/", "session/"),
     (

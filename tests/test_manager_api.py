@@ -147,7 +147,7 @@ class NotStarted(SynchronousTestCase):
             wrong: Any = (method, path)
             self.failureResultOf(self.manager.send_http(*wrong), InvalidMessage)
         self.failureResultOf(self.manager.send_http("POST", "/", json={"a": object()}), InvalidMessage)
-        self.failureResultOf(self.manager.send_http("POST", "/", json="\udc80"), InvalidMessage)
+        self.failureResultOf(self.manager.send_http("POST", "/", json=float("nan")), InvalidMessage)
         misuses: list[dict[str, Any]] = [
             {"body": "text"},
             {"body": b"x", "json": {}},

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.errors import ConfigError
-from commsmgr.redact import MARK, Redactor, clip, sensitive, single_line
+from commsmgr.patterns import MARK
+from commsmgr.redact import Redactor, clip, single_line
 
 TOKEN = "eyJhbGciOi.J9+/abc=="
 
@@ -121,6 +122,11 @@ class FormTests(SynchronousTestCase):
             }
         )
 
+    def test_quick_look(self) -> None:
+        """A text without any of the signs of an assignment is searched for a bearer token all the same."""
+        redact = Redactor([r"\d{4}"])
+        self.assertEqual(redact("authorization token Bearer abc 1234"), f"authorization token Bearer {MARK} {MARK}")
+
     def test_bearer(self) -> None:
         """A bearer token goes wherever it is named."""
         self.check_hidden(
@@ -178,14 +184,16 @@ class FormTests(SynchronousTestCase):
             self.assertEqual(redact(text), text)
 
     def test_operator_patterns(self) -> None:
-        """What an operator's expression matches goes; where it matches nothing, nothing comes."""
-        redact = Redactor([r"\d{4}-\d{4}", "x*"])
-        self.assertEqual(redact("card 1234-5678 xx."), f"card {MARK} {MARK}.")
+        """What an operator's expression matches goes; a mark that is there already is not marked again."""
+        redact = Redactor([r"\d{4}-\d{4}", "x+", r"[a-z]{8}"])
+        shown = redact("card 1234-5678 xx.")
+        self.assertEqual(shown, f"card {MARK} {MARK}.")
+        self.assertEqual(redact(shown), shown)
 
     def test_wrong_pattern(self) -> None:
         """A wrong expression is named by its key."""
         error = self.assertRaises(ConfigError, Redactor, ["fine", "(oops"])
-        self.assertEqual(error.key, "observe.redact[1]")
+        self.assertEqual(error.key, "redaction.patterns[1]")
         self.assertIn("not a regular expression", str(error))
 
     def test_linear(self) -> None:
@@ -215,11 +223,71 @@ class NameTests(SynchronousTestCase):
     """Names of fields."""
 
     def test_sensitive(self) -> None:
-        """Names that end in the word for a secret mark their value, others do not."""
-        for name in ("token", "access_token", "Password", "client-secret", "api_key", "Authorization", "credentials"):
+        """A name that has the name of a secret among its words marks its value, however the words are put together."""
+        sensitive = Redactor().sensitive
+        for name in (
+            "token", "access_token", "Password", "client-secret", "api_key", "Authorization", "credentials",
+            "dbPassword", "db_password", "APIKey", "apiKey", "x-api-key", "password2", "password_old", "token\n",
+            "PRIVATE_KEY", "a.token.b",
+        ):  # fmt: skip
             self.assertTrue(sensitive(name), name)
-        for name in ("token_file", "key", "message_id", "passed", "tokens", "secret_count", "token\n"):
+        for name in ("key", "message_id", "passed", "tokens", "passwordless", "tokenizer", "api", "key_api", "", "\n"):
             self.assertFalse(sensitive(name), name)
+
+    def test_configured(self) -> None:
+        """The configured names take the place of the usual ones, in data and in texts alike."""
+        redact = Redactor(keys=("Kennwort", "pin code"))
+        self.assertTrue(redact.sensitive("altesKennwort") and redact.sensitive("pinCode"))
+        self.assertFalse(redact.sensitive("password"))
+        self.assertEqual(
+            redact('{"kennwort": "x y", "password": "z"} pin_code=1234'),
+            f'{{"kennwort": {MARK}, "password": "z"}} pin_code={MARK}',
+        )
+
+
+class DataTests(SynchronousTestCase):
+    """Data as JSON has it."""
+
+    def test_data(self) -> None:
+        """Values of sensitive keys go at any depth, whatever they are, and secrets in any text; the rest is a copy."""
+        redact = Redactor([r"\d{4}-\d{4}"])
+        data = {
+            "users": [{"name": "me", "db_password": "hunter2", "token": None, "secret": True, "passwd": ""}],
+            "api_key": ["a", {"b": 1}],
+            "pwd": 17,
+            "note": "card 1234-5678, password=abc",
+            "card 9999-9999": 1.5,
+        }
+        self.assertEqual(
+            redact.data(data),
+            {
+                "users": [{"name": "me", "db_password": MARK, "token": None, "secret": True, "passwd": ""}],
+                "api_key": MARK,
+                "pwd": MARK,
+                "note": f"card {MARK}, password={MARK}",
+                f"card {MARK}": 1.5,
+            },
+        )
+        self.assertEqual(data["api_key"], ["a", {"b": 1}])
+
+    def test_keys_that_become_one(self) -> None:
+        """No entry is lost when two keys look alike without their secrets."""
+        self.assertEqual(Redactor([r"\d+"]).data({"1": "a", "2": "b"}), {MARK: "a", f"{MARK} (2)": "b"})
+
+    @settings(deadline=None)
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(),
+            lambda inner: (
+                st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["token", "a_password"]), inner)
+            ),
+        )
+    )
+    def test_twice(self, data: object) -> None:
+        """What was redacted is not changed by redacting it again."""
+        redact = Redactor([r"\d{4}", r"patient=\S+"])
+        once = redact.data(data)
+        self.assertEqual(redact.data(once), once)
 
 
 class SingleLineTests(SynchronousTestCase):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from commsmgr import config
 from commsmgr.errors import AlreadyCompleted, InvalidMessage, NotRunning, QueueFull, SpoolWriteFailed
 from commsmgr.messages import Command, Result
-from commsmgr.reporting import Reporting
+from commsmgr.redact import Redactor
+from commsmgr.reporting import LONG, Reporting
 from commsmgr.spool import Lane
 from tests.command_kit import CommandWorld, Source, arrived
 
@@ -23,18 +26,30 @@ class ReportingTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.world = CommandWorld(spool={"max_events": 3}, max_pending=2)
         self.sizes: list[int] = []
+        self.threads = 0
         self.lines: list[LogEvent] = []
         self._ids = iter(range(1, 1000))
         self.reporting = Reporting(
             self.world.spool,
             new_id=lambda: f"r{next(self._ids)}",
             timestamp=lambda: "now",
-            limit=500,
+            settings=config.Delivery(max_body_bytes=1024, max_output_bytes=256),
+            redact=Redactor(),
+            in_thread=self.in_thread,
             accepted=self.sizes.append,
+            metrics=self.world.metrics,
             clock=self.world.clock,
         )
         globalLogPublisher.addObserver(self.lines.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.lines.append)
+
+    def in_thread(self, function: Callable[[], tuple[bytes, int]]) -> Deferred[tuple[bytes, int]]:
+        self.threads += 1
+        return maybeDeferred(function)
+
+    def counted(self, outcome: str) -> float:
+        labels = {"kind": "command_result", "direction": "out", "outcome": outcome}
+        return self.world.registry.get_sample_value("commsmgr_messages_total", labels) or 0.0
 
     def command(self, id: str = "c") -> Command:
         """Return a command that was offered."""
@@ -100,11 +115,30 @@ class Report(ReportingTestCase):
     def test_refused(self) -> None:
         """What the spool does not take, or cannot be encoded, is an error at once, and counts as nothing."""
         command = self.command()
-        self.failureResultOf(self.waiting(self.reporting.report(command.success("x" * 500))), InvalidMessage)
+        self.failureResultOf(
+            self.waiting(self.reporting.report(command.success("x", exit_code=1 << 60))), InvalidMessage
+        )
         self.fill()
         self.failureResultOf(self.waiting(self.reporting.report(command.success())), QueueFull)
         self.assertEqual((self.open, self.sizes, self.stored()), (1, [], []))
         self.idle()
+
+    def test_too_long(self) -> None:
+        """A command that says too much gets its result all the same, with a note of how much is missing."""
+        command = self.command()
+        self.successResultOf(self.waiting(self.reporting.report(command.success("x" * 5000))))
+        ((_, body),) = self.stored()
+        self.assertEqual((self.open, self.threads, self.counted("truncated"), self.counted("accepted")), (0, 0, 1, 1))
+        self.assertIn(f"[truncated: {body['truncated_bytes']} of 5000 bytes left out]", body["output"])
+
+    def test_in_a_thread(self) -> None:
+        """What is long is looked at in a thread, and secrets are gone before it is stored."""
+        command = self.command()
+        text = "password=hunter2 " + "x" * LONG
+        self.successResultOf(self.waiting(self.reporting.report(command.error("e", output=text))))
+        ((_, body),) = self.stored()
+        self.assertEqual((self.open, self.threads), (0, 1))
+        self.assertTrue(body["output"].startswith("password=[redacted] xx"))
 
     def test_say(self) -> None:
         """What is only said closes no command, not even one of the same id, and does not wait for room either."""
@@ -176,7 +210,9 @@ class Insist(ReportingTestCase):
     def test_no_use(self) -> None:
         """What waiting cannot help is raised at once: a second result, a wrong one, a spool that is closed."""
         command = self.command()
-        self.failureResultOf(self.waiting(self.reporting.insist(command.success("x" * 500))), InvalidMessage)
+        self.failureResultOf(
+            self.waiting(self.reporting.insist(command.success("x", exit_code=1 << 60))), InvalidMessage
+        )
         self.successResultOf(self.waiting(self.reporting.insist(command.success())))
         self.failureResultOf(self.waiting(self.reporting.insist(command.success())), AlreadyCompleted)
         self.world.get(self.world.spool.close())

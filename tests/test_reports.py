@@ -10,18 +10,26 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
 from commsmgr.errors import ConnectFailed, InvalidMessage, NotRunning, PeerViolation
-from commsmgr.messages import JSONObject, LossReport, SystemHealth
+from commsmgr.messages import Inventory, JSONObject, LossReport, SystemHealth
 from commsmgr.observe.metrics import Metrics
-from commsmgr.reports import Heartbeats, Identity, Inventories
+from commsmgr.patterns import MARK
+from commsmgr.redact import Redactor
+from commsmgr.reports import LONG, Heartbeats, Identity, Inventories
 from commsmgr.session.conversation import CommandArrived
 from commsmgr.spool import Entry, Lane
 from commsmgr.status import QueueStatus
 from tests.command_kit import CommandWorld
 
+WHOLE = config.Config(
+    backends=(config.Backend(url="http://localhost"),),
+    inventory=config.Inventory(resend_after=100.0),
+    delivery=config.Delivery(max_body_bytes=4096),
+)
 IDENTITY = Identity("machine-1", "host", "1.2")
 
 
@@ -65,6 +73,7 @@ class HeartbeatTests(SynchronousTestCase):
         self.clock.advance(50)
         self.requests = Requests()
         self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry, seconds=self.clock.seconds)
         self.commands: list[CommandArrived] = []
         self.acked_losses: list[str] = []
         self.queue = QueueStatus(
@@ -77,10 +86,15 @@ class HeartbeatTests(SynchronousTestCase):
             accepted_checksum="c1",
             held=lambda checksum, expected: self.held.append((checksum, expected)),
         )
+        self.beats = self.make(WHOLE)
+
+    def make(self, whole: config.Config) -> Heartbeats:
         requests: Any = self.requests
-        self.beats = Heartbeats(
+        return Heartbeats(
             identity=IDENTITY,
             machine=Machine(),
+            whole=whole,
+            redact=Redactor(),
             requests=requests,
             in_thread=maybeDeferred,
             seconds=self.clock.seconds,
@@ -92,16 +106,22 @@ class HeartbeatTests(SynchronousTestCase):
             inventories=self.inventories,
             on_command=lambda source, command: self.commands.append(command),
             losses=self.losses,
-            metrics=Metrics(self.registry, seconds=self.clock.seconds),
+            metrics=self.metrics,
         )
 
     def send(self, *args: Any, **kwargs: Any) -> Deferred[Any]:
         return Deferred.fromCoroutine(self.beats.send(*args, **kwargs))
 
-    def answered(self, body: bytes = b'{"status":"ok"}') -> Any:
+    def send_answered(self, body: bytes) -> Deferred[Any]:
         waiting = self.send()
         self.requests.waiting[-1].callback(answer(body))
-        return self.successResultOf(waiting)
+        return waiting
+
+    def answered(self, body: bytes = b'{"status":"ok"}') -> Any:
+        return self.successResultOf(self.send_answered(body))
+
+    def invalid(self, reason: str) -> float:
+        return self.registry.get_sample_value("commsmgr_invalid_messages_total", {"reason": reason}) or 0.0
 
     def counted(self, outcome: str) -> float:
         labels = {"kind": "heartbeat", "direction": "out", "outcome": outcome}
@@ -180,8 +200,37 @@ class HeartbeatTests(SynchronousTestCase):
             b'{"type":"command","id":7,"data":{}},17,{"type":"other"},{"type":"command","id":"c2","data":{}}]}'
         )
         self.assertEqual([(c.id, c.digest, c.data.type) for c in self.commands], [("c1", "", "run"), ("c2", "", "")])
-        invalid = self.registry.get_sample_value("commsmgr_invalid_messages_total", {"reason": "heartbeat-command"})
-        self.assertEqual(invalid, 3)
+        self.assertEqual(self.invalid("bad-fields"), 3)
+
+    def test_commands_with_two_meanings(self) -> None:
+        """A command that a proxy could read in another way is not taken; the next one is, and the log counts."""
+        lines: list[Any] = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        twice = b'{"type":"command","id":"c1","data":{"command":"uptime","command":"reboot"}}'
+        self.answered(b'{"commands":[%b,%b,{"type":"command","id":"c2","data":{}}]}' % (twice, twice))
+        self.assertEqual(([c.id for c in self.commands], self.invalid("duplicate-key")), (["c2"], 2))
+        self.assertEqual(
+            [line["event"] for line in lines if line.get("event", "").endswith("-command")],
+            ["heartbeat.invalid-command"],
+        )
+        self.failureResultOf(self.send_answered(b'{"acked_losses":"a","acked_losses":"b"}'), PeerViolation)
+        self.assertEqual((self.invalid("duplicate-key"), self.acked_losses), (3, [""]))
+
+    def test_unknown_fields(self) -> None:
+        """A field of a newer backend is ignored, or refused with its answer or its command, as the operator wants."""
+        body = b'{"new":1,"commands":[{"type":"command","id":"c1","data":{"new":[{}]}}]}'
+        self.answered(body)
+        self.assertEqual([c.id for c in self.commands], ["c1"])
+        self.beats = self.make(msgspec.structs.replace(WHOLE, messages=config.Messages(unknown_fields="refuse")))
+        self.failureResultOf(self.send_answered(body), PeerViolation)
+        self.answered(body.replace(b'"new":1,', b""))
+        self.assertEqual((len(self.commands), self.invalid("unknown-field")), (1, 2))
+
+    def test_status_without_secrets(self) -> None:
+        """What looks like a secret is not sent, nor what is no Unicode."""
+        self.send("password=hunter2 \udc80")
+        self.assertEqual(self.requests.sent[0][2]["status"], f"password={MARK} \ufffd")
 
     def test_losses(self) -> None:
         """An outstanding loss receipt is in each heartbeat; an answer that confirms it is passed on, with its id."""
@@ -240,8 +289,8 @@ class InventoryTests(SynchronousTestCase):
             "identity": IDENTITY,
             "machine": self.machine,
             "outbox": self.world.spool.outbox,
-            "settings": config.Inventory(resend_after=100.0),
-            "max_body_bytes": 4096,
+            "whole": WHOLE,
+            "redactor": Redactor([r"\d{4}-\d{4}"]),
             "in_thread": maybeDeferred,
             "wall": lambda: self.now,
             "timestamp": lambda: f"t{self.now:g}",
@@ -392,30 +441,93 @@ class InventoryTests(SynchronousTestCase):
 
     def test_answers_that_say_nothing(self) -> None:
         """A 2xx is a receipt even when its body cannot be read; that is counted."""
-        for number, body in enumerate((b"", b"OK", b'{"checksum_received":5}', b'{"status":"\xff"}'), 1):
+        for number, (body, reason) in enumerate(
+            (
+                (b"", "not-json"),
+                (b"OK", "not-json"),
+                (b'{"checksum_received":5}', "bad-fields"),
+                (b'{"checksum_received":"\\u001b[2J"}', "bad-fields"),
+                (b'{"status":"\xff"}', "not-utf8"),
+                (b'{"checksum_received":"a","checksum_received":""}', "duplicate-key"),
+            ),
+            1,
+        ):
+            before = self.invalid(reason)
             self.send({"a": number})
             self.deliver(body)
             self.assertIsNone(self.send({"a": number}))
-            invalid = self.world.registry.get_sample_value(
-                "commsmgr_invalid_messages_total", {"reason": "inventory-answer"}
-            )
-            self.assertEqual(invalid, number)
+            self.assertEqual(self.invalid(reason), before + 1)
+
+    def invalid(self, reason: str) -> float:
+        return self.world.registry.get_sample_value("commsmgr_invalid_messages_total", {"reason": reason}) or 0.0
 
     def test_invalid(self) -> None:
         """What is no JSON object is refused with a typed error, from the caller and from the machine."""
         deep: Any = {}
         for _ in range(100_000):
             deep = {"a": deep}
-        for data in ([], "text", 5, {"a": object()}, {"a": "\udc80"}, {"a": 1 << 70, 1j: 2}, deep):
-            self.assertRaises(InvalidMessage, self.send, data)
+        circle: dict[str, Any] = {}
+        circle["a"] = [circle]
+        for data, said in (
+            ([], "not list"),
+            ("text", "not str"),
+            (5, "not int"),
+            ({"a": object()}, "type object at or below 'a'"),
+            ({"a": {"b": b"bytes"}}, "type bytes at or below 'b'"),
+            ({"a": {1, 2}}, "type set"),
+            ({"a": [float("nan")]}, "nan at or below 'a'"),
+            ({"a": float("-inf")}, "-inf"),
+            ({"a": 1 << 64}, "64 bits"),
+            ({1: 2}, "key of type int"),
+            ({None: 2}, "key of type NoneType"),
+            (dict.fromkeys(["a\udc80", "a\udc81"]), "two keys"),
+            (deep, "levels"),
+            (circle, "circle"),
+            ({"a": [None] * (1 << 20)}, "values"),
+        ):
+            error = self.assertRaises(InvalidMessage, self.send, data)
+            self.assertIn(said, str(error))
         self.machine.data = ["no object"]
         self.assertRaises(InvalidMessage, self.send)
         self.assertEqual((self.take(), self.number), ([], 0))
+        self.assertEqual(self.send({"a": 1}), "i1", "one that was refused stands in nobody's way")
 
-    def test_keys_that_are_numbers(self) -> None:
-        """Keys that JSON turns into text are no mistake."""
-        self.assertEqual(self.send({1: {2: 3}, "a": 4}), "i1")
-        self.assertEqual(msgspec.json.decode(self.take()[0].body)["data"], {"1": {"2": 3}, "a": 4})
+    def test_names_that_are_no_unicode(self) -> None:
+        """One strange file name keeps no inventory from being sent."""
+        self.send({"a\udc80": ["b\udcff", {"c": ("\U0001f600", (1 << 64) - 1)}]})
+        data = msgspec.json.decode(self.take()[0].body)["data"]
+        self.assertEqual(data, {"a\ufffd": ["b\ufffd", {"c": ["\U0001f600", (1 << 64) - 1]}]})
+
+    def test_secrets(self) -> None:
+        """Secrets are gone before anything is stored; the checksum is that of what is sent."""
+        data = {"users": [{"name": "me", "dbPassword": "hunter2"}], "note": "card 1234-5678"}
+        self.send(data)
+        body = msgspec.json.decode(self.take()[0].body, type=Inventory)
+        self.assertEqual(
+            msgspec.json.decode(body.data), {"users": [{"name": "me", "dbPassword": MARK}], "note": f"card {MARK}"}
+        )
+        self.assertEqual(body.checksum, sha256(bytes(body.data)).hexdigest())
+
+    def test_in_order(self) -> None:
+        """One that takes long is not overtaken, and what the caller does to it meanwhile has no effect."""
+        working: list[Any] = []
+
+        def in_thread(function: Any) -> Deferred[Any]:
+            working.append((function, Deferred()))
+            return working[-1][1]
+
+        self.inventories = self.make(whole=config.Config(backends=WHOLE.backends), in_thread=in_thread)
+        data = {"a": "x" * LONG}
+        first = Deferred.fromCoroutine(self.inventories.send(data))
+        second = Deferred.fromCoroutine(self.inventories.send({"a": "second"}))
+        data["a"] = "changed"
+        self.world.run()
+        self.assertNoResult(second)
+        ((function, waiting),) = working
+        waiting.callback(function())
+        self.assertEqual((self.world.get(first), self.world.get(second)), ("i1", "i2"))
+        (entry,) = self.take()
+        self.assertEqual((entry.id, msgspec.json.decode(entry.body)["data"]), ("i2", {"a": "second"}))
 
     def test_too_large(self) -> None:
         """The limit is that of the whole body."""

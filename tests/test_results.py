@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import Any
 
 import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.errors import InvalidMessage
 from commsmgr.messages import Result, ResultBody
+from commsmgr.outgoing import shorten, unicode
+from commsmgr.patterns import MARK
+from commsmgr.redact import Redactor
 from commsmgr.results import encode_result
 
+encode_for = partial(encode_result, message_id="m-1", timestamp="2026-01-01T00:00:00.000Z", redact=Redactor())
 
-def encode(result: Any, limit: int = 4096) -> dict[str, Any]:
-    body = encode_result(result, message_id="m-1", timestamp="2026-01-01T00:00:00.000Z", limit=limit)
-    msgspec.json.decode(body, type=ResultBody)
+
+def encode(result: Any, *, limit: int = 1 << 20, max_output: int = 1 << 20) -> dict[str, Any]:
+    body, left_out = encode_for(result, limit=limit, max_output=max_output)
+    assert len(body) <= limit
+    assert (msgspec.json.decode(body, type=ResultBody).truncated_bytes or 0) == left_out
     decoded: dict[str, Any] = msgspec.json.decode(body)
     return decoded
 
@@ -64,12 +74,74 @@ class ResultTests(SynchronousTestCase):
         """Something else is refused by its type."""
         self.assertIn("dict", str(self.assertRaises(InvalidMessage, encode, {"command_id": "c"})))
 
+    def test_secrets(self) -> None:
+        """Secrets go from both texts, and from the whole of them: none is cut into halves that nothing recognises."""
+        secret = f"password='{'hunter2 ' * 5000}'"
+        body = encode(Result(command_id="c", output=f"a {secret} z", error=secret), max_output=256)
+        self.assertEqual((body["output"], body["error"]), (f"a password={MARK} z", f"password={MARK}"))
+        self.assertNotIn("truncated_bytes", body)
+        redact = Redactor()
+        redact.secret("0123456789" * 20)
+        result = Result(command_id="c", output="x" * 80 + "0123456789" * 20 + "y" * 5000)
+        encoded, _ = encode_for(result, limit=1 << 20, max_output=256, redact=redact)
+        self.assertIn(b"xx" + MARK.encode(), encoded)
+        self.assertNotIn(b"0123", encoded)
+
+    def test_truncated(self) -> None:
+        """Of a text that is too long both ends are kept, and a note says how much of it is missing."""
+        text = "head " + "é" * 1000 + " tail"
+        body = encode(Result(command_id="c", output=text, error="e" * 300), max_output=256)
+        output = body["output"]
+        self.assertTrue(output.startswith("head é") and output.endswith("é tail"))
+        note = re.search(r"\n… \[truncated: (\d+) of 2010 bytes left out\] …\n", output)
+        assert note is not None
+        self.assertEqual(len(output.replace(note[0], "").encode()) + int(note[1]), 2010)
+        self.assertIn("of 300 bytes left out", body["error"])
+        self.assertLessEqual(len(output.encode()), 256)
+        whole = encode(Result(command_id="c", output="é" * 128), max_output=256)
+        self.assertEqual(whole["output"], "é" * 128)
+
     def test_size(self) -> None:
-        """The limit is that of the whole body, to the byte."""
-        result = Result(command_id="c", output="é" * 100)
-        size = len(encode_result(result, message_id="m-1", timestamp="t", limit=4096))
-        self.assertEqual(len(encode_result(result, message_id="m-1", timestamp="t", limit=size)), size)
-        error = self.assertRaises(
-            InvalidMessage, encode_result, result, message_id="m-1", timestamp="t", limit=size - 1
-        )
+        """A body that would be too large is made to fit, to the byte: the command has run, and must get its result."""
+        result = Result(command_id="c", output="\x00" * 400)
+        size = len(encode_for(result, limit=1 << 20, max_output=1 << 20)[0])
+        self.assertEqual(encode(result, limit=size)["output"], "\x00" * 400)
+        self.assertIn("truncated", encode(result, limit=size - 1)["output"])
+        for limit in (1024, 2000, 5000):
+            body = encode(Result(command_id="c", output="\x00" * 400, error='"' * 300 + "\x1b" * 10_000), limit=limit)
+            self.assertGreater(body["truncated_bytes"], 9000)
+
+    def test_no_room_at_all(self) -> None:
+        """Where not even the shortest text has room, the error names the setting."""
+        error = self.assertRaises(InvalidMessage, encode, Result(command_id="c", output="x" * 999), limit=100)
         self.assertIn("max_body_bytes", str(error))
+
+    @settings(deadline=None)
+    @given(
+        st.text(alphabet=st.characters(), max_size=400) | st.text("aé☃\U0001f600\n").map(lambda text: text * 50),
+        st.integers(128, 1500),
+    )
+    def test_shorten(self, text: str, bound: int) -> None:
+        """Never longer than the bound, always Unicode, both ends those of the text, and nothing missing unsaid."""
+        text = unicode(text)
+        short, left_out = shorten(text, bound)
+        encoded = short.encode()
+        self.assertLessEqual(len(encoded), bound)
+        if left_out and short:
+            head, note, tail = re.split(r"(\n… \[truncated: \d+ of \d+ bytes left out\] …\n)", short, maxsplit=1)
+            self.assertTrue(text.startswith(head) and text.endswith(tail))
+            self.assertEqual(len(text.encode()), len((head + tail).encode()) + left_out)
+            self.assertIn(f" {left_out} of {len(text.encode())} ", note)
+        else:
+            self.assertEqual((short, left_out), ("", len(text.encode())) if left_out else (text, 0))
+
+    @settings(deadline=None)
+    @given(st.text(st.characters()), st.text(st.characters() | st.characters(categories=["Cs"])), st.integers())
+    def test_anything(self, output: str, error: str, exit_code: int) -> None:
+        """Whatever a handler returns becomes a body that the other side reads, or a typed error."""
+        try:
+            body = encode(Result(command_id="c", output=output, error=error, exit_code=exit_code))
+        except InvalidMessage:
+            self.assertGreaterEqual(abs(exit_code), 1 << 53)
+        else:
+            self.assertEqual(body["error"], Redactor()(unicode(error)))

@@ -457,7 +457,8 @@ class Secrets(SecurityTestCase):
                 backend,
                 self.spool(),
                 auth=config.Auth(token=self.SECRET, refused_delay=1.0),
-                observe=config.Observe(listen="127.0.0.1:0", log_level="debug", redact=(r"patient=\d+",)),
+                observe=config.Observe(listen="127.0.0.1:0", log_level="debug"),
+                redaction=config.Redaction(patterns=(r"patient=\d+",)),
                 http=config.HTTP(attempts=2),
             ),
             registry=registry,
@@ -501,6 +502,40 @@ class Secrets(SecurityTestCase):
             self.assertNotIn(self.MINE, shown[where], where)
         own = [line for line in raw if "cannot use" not in line]
         self.assertNotIn(self.SECRET, "\n".join(own), "our own lines hold no token even before redaction")
+
+    async def test_nothing_secret_is_stored(self) -> None:
+        """Secrets in outputs and inventories reach neither the spool nor the backend; the log has no command's text."""
+        backend = await self.backend()
+        directory = f"{self.directory}/redacted"
+
+        def telling(command: Any) -> Any:
+            return command.error(f"password={self.SECRET}", output=f"{self.MINE} card 1234-5678 " + "x" * 300_000)
+
+        settings = quick(
+            backend,
+            directory,
+            observe=config.Observe(log_level="debug"),
+            redaction=config.Redaction(keys=("password", "kennwort"), patterns=(r"patient=\d+", r"\d{4}-\d{4}")),
+        )
+        manager = self.manager(settings, handler=telling)
+        manager.startService()
+        await manager.send_inventory({"a": [{"Kennwort": self.SECRET, "token": "kept", "note": self.MINE}]})
+        await manager.connect()
+        await until(lambda: backend.connected(MACHINE))
+        sent = backend.send_command(
+            MACHINE, "tell", command="command-4242", args=["argument-4242"], options={"p": "option-4242"}
+        )
+        result = await backend.when_result(sent)
+        self.assertEqual(result.error, "password=[redacted]")
+        self.assertTrue(result.output.startswith("[redacted] card [redacted] xxx"))
+        await until(lambda: manager.status().queue.states == 0)
+        for path in filter(Path.is_file, Path(directory).rglob("*")):
+            content = path.read_bytes()
+            for secret in (self.SECRET, self.MINE, "1234-5678"):
+                self.assertNotIn(secret.encode(), content, path.name)
+        raw = "\n".join(f"{formatEvent(event)} {event}" for event in self.logged())
+        for text in (self.SECRET, self.MINE, "-4242"):
+            self.assertNotIn(text, raw)
 
     async def test_the_spool_is_private(self) -> None:
         """The spool's directory and files are nobody else's to read, and the token is in none of them."""

@@ -104,7 +104,7 @@ class BothDialects:
 
     def test_wrong_machine(self: Any) -> None:
         """An ack for another machine is reported and does not register; the right one still does."""
-        [event] = self.receive({"type": "registration_ack", "data": {"machine_id": "m2\n" + "x" * 1000}})
+        [event] = self.receive({"type": "registration_ack", "data": {"machine_id": "m2" + "x" * 1000}})
         self.assertEqual(event.reason, "wrong-machine")
         self.assertTrue(event.detail.isprintable())
         self.assertLess(len(event.detail), 300)
@@ -259,6 +259,13 @@ class V1Tests(BothDialects, _Tests):
         self.assertEqual(self.receive(GOAWAY), [GoingAway(5, 60)])
         self.assertEqual(self.receive(ACK), [])
         self.assertIs(self.conversation.state, State.DRAINING)
+
+    def test_nack_on_one_line(self) -> None:
+        """What a backend says of a refusal is logged and kept: one line, and not an endless one."""
+        [event] = self.receive({"type": "nack", "id": "r1", "data": {"message": "no\n\x1b[2J" + "x" * 4000}})
+        assert isinstance(event, Nacked)
+        self.assertTrue(event.message.startswith("no\\n\\x1b[2Jxxx"))
+        self.assertLess(len(event.message), 1100)
 
     def test_malformed_command_is_nacked(self) -> None:
         """A command that we can never take is refused for good, or it would come again after every registration."""

@@ -506,11 +506,18 @@ class OtherRules(Case):
 
     def test_redact(self) -> None:
         """A pattern that is none, or that would replace everything, is refused with its place."""
-        error = self.refused(BACKENDS + '[observe]\nredact = ["a+", "(", "x*"]')
-        self.assertEqual([error.key, *(o.key for o in error.others)], ["observe.redact[1]", "observe.redact[2]"])
+        error = self.refused(BACKENDS + '[redaction]\npatterns = ["a+", "(", "x*", "(a+)+$"]')
+        keys = [f"redaction.patterns[{index}]" for index in (1, 2, 3)]
+        self.assertEqual([error.key, *(other.key for other in error.others)], keys)
         self.assertIn("not a regular expression", str(error))
         self.assertIn("empty string", str(error.others[0]))
-        self.read(BACKENDS + '[observe]\nredact = ["\\\\d+\\t"]')
+        self.assertIn("for ever", str(error.others[1]))
+        self.read(BACKENDS + '[redaction]\npatterns = ["\\\\d+\\t"]')
+
+    def test_redacted_keys(self) -> None:
+        """A name of a secret must have a word in it, or it would be found everywhere or nowhere."""
+        error = self.refused(BACKENDS + '[redaction]\nkeys = ["pin", "--"]')
+        self.assertEqual((error.key, error.others), ("redaction.keys[1]", ()))
 
 
 class FromCode(Case):

@@ -7,6 +7,7 @@ old form that has no type at all; a result that came before is overwritten. What
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast, get_args
 
@@ -17,7 +18,10 @@ from commsmgr.backend.events import EventLog
 from commsmgr.backend.faults import Faults
 from commsmgr.backend.switchboard import DIALECT_PLAIN, Switchboard
 from commsmgr.messages import Id, Pong, RegistrationAck, RegistrationAckData, ResultBody, ResultStatus
+from commsmgr.sanitise import Form, Malformed
 from commsmgr.session.wire import decode_old_result, encode
+
+_form = functools.cache(Form)
 
 
 class Undecodable(ValueError):
@@ -80,8 +84,10 @@ def decode(payload: bytes, type: Any) -> Any:
     """
     try:
         payload.decode()
-        return msgspec.json.decode(payload, type=type)
-    except (ValueError, RecursionError) as error:
+        message = msgspec.json.decode(payload, type=type)
+        _form(type).check(message)
+        return message
+    except (ValueError, RecursionError, Malformed) as error:
         raise Undecodable(str(error)) from None
 
 
@@ -154,7 +160,7 @@ class PlainConversation:
             )
             # A plain backend knows no window in which it remembers ids.
             answer = msgspec.to_builtins(ack)
-            del answer["data"]["dedupe_window"]
+            answer["data"].pop("dedupe_window", None)
             self._send(msgspec.json.encode(answer))
         self._switchboard.joined(self.machine_id, self)
 

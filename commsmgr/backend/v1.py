@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from commsmgr.backend.events import EventLog
@@ -33,7 +32,8 @@ from commsmgr.messages import (
     ResultBody,
     ResultEnvelope,
 )
-from commsmgr.session.wire import Decoder, Malformed, encode
+from commsmgr.sanitise import Malformed
+from commsmgr.session.wire import Decoder, Reader, encode
 
 DUPLICATE_MACHINE = 4409
 """Close code for a WebSocket whose machine has registered on another one: two agents bear one machine_id."""
@@ -78,6 +78,7 @@ class V1Conversation:
         self._close = close
         self._abort = abort
         self._decoder: Decoder[FromAgent] = Decoder(FromAgent, max_bytes=max_bytes, max_depth=_MAX_DEPTH)
+        self._results = Reader(ResultBody, max_bytes=max_bytes, max_depth=_MAX_DEPTH)
         self._batch: list[tuple[ResultBody, bytes]] = []
         self._timers: set[IDelayedCall] = set()
         self.machine_id = ""
@@ -147,9 +148,9 @@ class V1Conversation:
     def _result(self, message: ResultEnvelope) -> None:
         raw = bytes(message.data)
         try:
-            body = msgspec.json.decode(raw, type=ResultBody)
-        except msgspec.DecodeError as error:
-            self._malformed(Malformed("bad-fields", str(error)[:200], id=message.id))
+            body = self._results.read(raw)
+        except Malformed as error:
+            self._malformed(Malformed(error.reason, error.detail, id=message.id))
             return
         if not self._batch:
             self._later(0, self._flush)

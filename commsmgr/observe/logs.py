@@ -26,10 +26,8 @@ from twisted.python.reflect import safe_str
 from zope.interface import implementer
 
 from commsmgr.instants import rfc3339
-from commsmgr.policy.burst import Burst
-from commsmgr.redact import MARK, Redactor, clip, sensitive, single_line
-
-__all__ = ["Burst", "make_observer"]
+from commsmgr.patterns import MARK
+from commsmgr.redact import Redactor, clip, single_line
 
 _CORRELATION = ("backend", "message_id")
 """The fields that a text line shows by name, so that one can follow a message through the log."""
@@ -115,7 +113,7 @@ def _record(event: LogEvent, redactor: Redactor) -> _Record:
     for name, value in event.items():
         if not isinstance(name, str) or name.startswith("log_") or name in _NOT_FIELDS:
             continue
-        record.setdefault(redactor(name), MARK if sensitive(name) else _plain(value, redactor))
+        record.setdefault(redactor(name), MARK if redactor.sensitive(name) else _plain(value, redactor))
     failure = event.get("log_failure")
     if isinstance(failure, Failure):
         record["traceback"] = _traceback(failure, redactor)

@@ -44,7 +44,9 @@ from commsmgr.messages import (
     RegistrationAckData,
     Settings,
 )
-from commsmgr.session.wire import Decoder, Malformed, command_digest, encode, result_frame
+from commsmgr.redact import single_line
+from commsmgr.sanitise import Malformed
+from commsmgr.session.wire import Decoder, command_digest, encode, result_frame
 
 _Plain: TypeAlias = RegistrationAck | CommandEnvelope | Ping | Pong
 
@@ -107,7 +109,7 @@ class Pushed(Struct, frozen=True, tag=True):
 
 
 class Invalid(Struct, frozen=True, tag=True):
-    """A mistake of the backend's: a reason of :class:`~commsmgr.session.wire.Malformed`, or ``wrong-machine``."""
+    """A mistake of the backend's: a reason of :class:`~commsmgr.sanitise.Malformed`, or ``wrong-machine``."""
 
     reason: str
     detail: str
@@ -240,7 +242,8 @@ class Conversation:
                 return [Acked(tuple(message.ids))]
             case Nack():
                 data = message.data
-                return [Nacked(message.id, data.code, data.message, data.retry_after)]
+                # Logged, and kept with a dead letter: on one line, whoever reads it.
+                return [Nacked(message.id, data.code, single_line(data.message, 1000), data.retry_after)]
             case Ping():
                 return [Reply(encode(Pong(id=message.id)))]
             case Pong():

@@ -1,59 +1,32 @@
 """
 Between bytes and envelopes: what came is checked before anybody looks at it, what leaves is encoded in one place.
 
-Theory of operation. A payload passes these gates, each one cheap for a well-behaved peer, and the first one that it
-fails names the :class:`Malformed`:
-
-1. ``binary``, ``oversized``: told by the frame alone, nothing is parsed.
-2. ``not-utf8``: the decoder does not look at the bytes of strings that it skips, so the whole payload is checked first;
-   after this gate a :class:`~commsmgr.messages.Push` is safe to decode for whoever gets it.
-3. ``too-deep``: as many brackets as levels are allowed cannot nest deeper than allowed, which settles the plain case by
-   counting. Only otherwise are strings cut out and the levels summed up, in time linear in the payload.
-4. ``not-json``, ``not-object``, ``no-type``, ``bad-fields``: by decoding into the union of the known types in one pass.
-   Only when that fails are ``type`` and ``id`` read alone, to tell an unknown type, which is no mistake but a push,
-   from a known one with wrong fields.
+What is checked, in which order and under which name, says :mod:`commsmgr.sanitise`. Here it is applied: to messages
+over WebSocket by a :class:`Decoder`, to bodies of HTTP answers by a :class:`Reader`. Decoding into the union of known
+types takes one pass. Only when that fails are ``type`` and ``id`` read alone, to tell an unknown type, which is no
+mistake but a push, from a known one with wrong fields.
 """
 
 from __future__ import annotations
 
 import hashlib
-from itertools import accumulate
-from typing import Annotated, Generic, TypeVar, get_args
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from commsmgr.errors import PeerViolation
-from commsmgr.messages import CommandData, Id, Push, ResultBody, ResultEnvelope
+from commsmgr.config import Config
+from commsmgr.messages import CommandData, FromBackend, Id, Push, ResultBody, ResultEnvelope
+from commsmgr.sanitise import Form, Malformed, check_frame, check_understood, scan
 
 M_co = TypeVar("M_co", covariant=True)
+T = TypeVar("T", bound=Struct)
 
 _TypeName = Annotated[str, Meta(min_length=1, max_length=200)]
-
-_DETAIL_LENGTH = 200
 
 # The id of these belongs to another message, or to none. A nack of one of them would speak of that other message, and
 # two peers that do not understand each other's answers would answer them for ever.
 _ANSWERS = frozenset({"ack", "nack", "pong", "registration_ack"})
-
-
-class Malformed(PeerViolation):
-    """
-    The peer sent a message that cannot be understood.
-
-    :param reason: ``binary``, ``oversized``, ``not-utf8``, ``not-json``, ``too-deep``, ``not-object``, ``no-type`` or
-        ``bad-fields``; stable, for metrics and for the ``code`` of a nack.
-    :param detail: what is wrong, printable and short.
-    :param id: the message's own id, if it has one that could be read, so that its sender can be told.
-    """
-
-    advice = "the peer's software and this one disagree; the connection goes on without this message"
-
-    def __init__(self, reason: str, detail: str, *, id: str | None = None) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-        self.id = id
 
 
 class _Head(Struct):
@@ -69,51 +42,80 @@ _id = msgspec.json.Decoder(Id)
 
 
 def _string(decoder: msgspec.json.Decoder[str], raw: Raw) -> str | None:
-    """Return the string in ``raw``, or None if it holds none, or another than ``decoder`` allows."""
+    """Return the printable string in ``raw``, or None if it holds none, or another than ``decoder`` allows."""
     try:
-        return decoder.decode(raw)
+        text = decoder.decode(raw)
     except msgspec.DecodeError:
         return None
+    return text if text.isprintable() else None
 
 
-# Brackets as signed steps of one: +1 for each that opens, -1 (255 as a byte) for each that closes.
-_STEPS = bytes.maketrans(b"{[}]", b"\x01\x01\xff\xff")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"{[}]"))
+def _id_in(raw: Raw) -> str | None:
+    """Return the id in ``raw``, or None if it holds none."""
+    text = _string(_id, raw)
+    return text if text is not None and text.isascii() else None
 
 
-def _depth(payload: bytes) -> int:
+class Reader(Generic[T]):
     """
-    Return how deep the brackets outside strings nest, in time linear in the payload.
+    Takes JSON objects of one type from a peer who may send anything.
 
-    Of a run of backslashes the pairs are cut out first, so that a quote is escaped if and only if a backslash still
-    stands before it; with escaped quotes gone, every second piece between quotes is outside strings. An unterminated
-    string swallows the rest, which the JSON decoder will refuse.
+    :param type: one of :mod:`commsmgr.messages`.
+    :param max_bytes: largest payload that is looked at.
+    :param max_depth: deepest nesting of JSON objects and arrays, the outermost being the first level.
+    :param refuse_unknown: whether a field that is not declared is a mistake.
     """
-    plain = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outside = b"".join(plain.split(b'"')[::2])
-    steps = outside.translate(_STEPS, _NO_BRACKETS)
-    return max(accumulate(memoryview(steps).cast("b")), default=0)
+
+    def __init__(self, type: type[T], *, max_bytes: int, max_depth: int, refuse_unknown: bool = False) -> None:
+        self._decoder = msgspec.json.Decoder(type)
+        self._form = Form(type)
+        self._max_bytes = max_bytes
+        self._max_depth = max_depth
+        self._refuse_unknown = refuse_unknown
+
+    def read(self, payload: bytes | Raw) -> T:
+        """
+        Return what is in ``payload``.
+
+        :raise Malformed: it is not of the type; nothing else is ever raised.
+        """
+        payload = bytes(payload)
+        check_frame(payload, self._max_bytes, self._max_depth)
+        try:
+            message = self._decoder.decode(payload)
+        except msgspec.ValidationError as error:
+            scan(payload)
+            raise Malformed("bad-fields", str(error)) from None
+        except msgspec.DecodeError as error:
+            raise Malformed("not-json", str(error)) from None
+        except RecursionError:
+            raise Malformed("too-deep", "more levels than the stack has room for") from None
+        check_understood(self._form, message, payload, self._refuse_unknown)
+        return message
 
 
 class Decoder(Generic[M_co]):
     """
-    Takes payloads from a peer who may send anything.
+    Takes messages from a peer who may send anything.
 
     :param union: the union of the envelope types that the peer may send, such as
         :data:`~commsmgr.messages.FromBackend`; the type checker learns it from the annotation of the variable.
     :param max_bytes: largest payload that is looked at.
     :param max_depth: deepest nesting of JSON objects and arrays, the message itself being the first level.
+    :param refuse_unknown: whether a field that is not declared is a mistake. A type that is not is a push all the same.
     """
 
-    def __init__(self, union: object, *, max_bytes: int, max_depth: int) -> None:
-        self._union: msgspec.json.Decoder[M_co] = msgspec.json.Decoder(union)
-        self._types = frozenset(struct.__struct_config__.tag for struct in get_args(union))
+    def __init__(self, union: object, *, max_bytes: int, max_depth: int, refuse_unknown: bool = False) -> None:
+        self._union: msgspec.json.Decoder[Any] = msgspec.json.Decoder(union)
+        self._forms = {struct: Form(struct) for struct in get_args(union)}
+        self._types = frozenset(struct.__struct_config__.tag for struct in self._forms)
         self._max_bytes = max_bytes
         self._max_depth = max_depth
+        self._refuse_unknown = refuse_unknown
 
     def narrowed(self, union: object) -> Decoder[M_co]:
         """Return a decoder with the same limits that knows only ``union``, a part of what this one knows."""
-        return Decoder(union, max_bytes=self._max_bytes, max_depth=self._max_depth)
+        return Decoder(union, max_bytes=self._max_bytes, max_depth=self._max_depth, refuse_unknown=self._refuse_unknown)
 
     def decode(self, payload: bytes, is_text: bool) -> M_co | Push:
         """
@@ -124,25 +126,21 @@ class Decoder(Generic[M_co]):
         """
         if not is_text:
             raise Malformed("binary", "a message must be a text message")
-        if len(payload) > self._max_bytes:
-            raise Malformed("oversized", f"{len(payload)} bytes, at most {self._max_bytes} are taken")
         try:
-            payload.decode()
-        except UnicodeDecodeError as error:
-            raise Malformed("not-utf8", f"{error.reason} at byte {error.start}") from None
-        levels = payload.count(b"{") + payload.count(b"[")
-        if levels > self._max_depth and _depth(payload) > self._max_depth:
-            raise self._malformed("too-deep", f"more than {self._max_depth} levels", payload)
-        try:
+            check_frame(payload, self._max_bytes, self._max_depth)
             try:
-                return self._union.decode(payload)
+                message = self._union.decode(payload)
             except msgspec.ValidationError as error:
                 return self._push(payload, str(error))
             except msgspec.DecodeError as error:
-                raise Malformed("not-json", _printable(str(error))) from None
+                raise Malformed("not-json", str(error)) from None
+            check_understood(self._forms[type(message)], message, payload, self._refuse_unknown)
+        except Malformed as error:
+            raise self._with_id(error, payload) from None
         except RecursionError:
             # The stack was nearly used up when we were called: the limit of depth alone does not prevent this.
             raise Malformed("too-deep", "more levels than the stack has room for") from None
+        return message  # type: ignore[no-any-return]  # of the union, as the decoder has checked
 
     def _push(self, payload: bytes, detail: str) -> Push:
         """Return as a push what does not fit into the union, if it is of an unknown type."""
@@ -151,27 +149,51 @@ class Decoder(Generic[M_co]):
         except msgspec.ValidationError:
             raise Malformed("not-object", "a message must be a JSON object") from None
         except msgspec.DecodeError as error:
-            raise Malformed("not-json", _printable(str(error))) from None
+            raise Malformed("not-json", str(error)) from None
         name = _string(_type_name, head.type)
         if name is None:
-            raise self._malformed("no-type", "a message needs a `type` of 1 to 200 characters", payload)
+            raise Malformed("no-type", "a message needs a `type` of 1 to 200 printable characters")
+        scan(payload)
         if name in self._types:
-            raise self._malformed("bad-fields", f"{name}: {detail}", payload)
-        return Push(type=name, id=_string(_id, head.id) or "", payload=payload)
+            raise Malformed("bad-fields", f"{name}: {detail}")
+        return Push(type=name, id=_id_in(head.id) or "", payload=payload)
 
-    def _malformed(self, reason: str, detail: str, payload: bytes) -> Malformed:
-        """Return the error, with the message's id as far as that can still be read."""
+    def _with_id(self, error: Malformed, payload: bytes) -> Malformed:
+        """Return ``error`` with the message's id, as far as that can still be read and is of use to its sender."""
+        if error.reason in _WITHOUT_ID:
+            return error
         try:
             head = _head.decode(payload)
         except (msgspec.DecodeError, RecursionError):
-            return Malformed(reason, _printable(detail))
+            return error
         own = _string(_type_name, head.type) not in _ANSWERS
-        return Malformed(reason, _printable(detail), id=_string(_id, head.id) if own else None)
+        ambiguous = error.reason == "duplicate-key" and error.id is None
+        found = None if ambiguous else _id_in(head.id)
+        return Malformed(error.reason, error.detail, id=found if own else None)
 
 
-def _printable(text: str) -> str:
-    """Return the start of ``text`` without what could confuse a log: the decoder's errors quote the peer."""
-    return "".join(filter(str.isprintable, text[:_DETAIL_LENGTH]))
+# What is too large or no text is not looked at any further.
+_WITHOUT_ID = frozenset({"oversized", "not-utf8", "not-json", "not-object"})
+
+
+def decoder(whole: Config) -> Decoder[FromBackend]:
+    """Return what takes messages over WebSocket, within the bounds of the configuration."""
+    return Decoder(
+        FromBackend,
+        max_bytes=whole.websocket.max_message_bytes,
+        max_depth=whole.websocket.max_depth,
+        refuse_unknown=whole.messages.unknown_fields == "refuse",
+    )
+
+
+def reader(type: type[T], whole: Config) -> Reader[T]:
+    """Return what reads bodies of answers over HTTP, within the same bounds as messages over WebSocket."""
+    return Reader(
+        type,
+        max_bytes=whole.http.max_response_bytes,
+        max_depth=whole.websocket.max_depth,
+        refuse_unknown=whole.messages.unknown_fields == "refuse",
+    )
 
 
 class _OldResult(Struct):
@@ -182,6 +204,7 @@ class _OldResult(Struct):
     error: str | UnsetType | None = UNSET
 
 
+_OLD_RESULT = Form(_OldResult)
 _old_result = msgspec.json.Decoder(_OldResult)
 
 
@@ -193,7 +216,8 @@ def decode_old_result(payload: bytes) -> ResultBody | None:
     """
     try:
         old = _old_result.decode(payload)
-    except (ValueError, RecursionError):
+        _OLD_RESULT.check(old)
+    except (ValueError, RecursionError, Malformed):
         return None
     if old.output is UNSET and old.error is UNSET:
         return None

@@ -14,6 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from commsmgr import reference
+from commsmgr.sanitise import REASONS
 
 
 class MessageTypes(SphinxDirective):
@@ -42,6 +43,17 @@ class MessageTypes(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+class MalformedReasons(SphinxDirective):
+    """``.. malformed-reasons::`` shows why messages are refused."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a table."""
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 20 80", "", "   * - Reason", "     - Refused is"]
+        for reason, meaning in REASONS.items():
+            lines += [f"   * - ``{reason}``", f"     - {meaning}"]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
 def _write_documents(app: Sphinx, exception: Exception | None) -> None:
     if exception is None and app.builder.format == "html":
         documents.write(Path(app.outdir) / "protocol")
@@ -50,5 +62,6 @@ def _write_documents(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx."""
     app.add_directive("message-types", MessageTypes)
+    app.add_directive("malformed-reasons", MalformedReasons)
     app.connect("build-finished", _write_documents)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
