@@ -10,7 +10,7 @@ from base64 import urlsafe_b64encode
 from random import Random
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.process import reapProcessHandlers
+from twisted.internet.process import ProcessReader, reapProcessHandlers
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -111,7 +111,7 @@ class EndTests(CommandTestCase):
             with self.assertRaises(TokenError) as caught:
                 await renewal.get()
             self.assertIn("no token came within 0.3 s", str(caught.exception))
-            while reapProcessHandlers:
+            while reapProcessHandlers or any(isinstance(each, ProcessReader) for each in reactor.getReaders()):
                 await pause(0.01)
         os.kill(int(pid.read_text()), signal.SIGKILL)
         await self.gone(self.marked())
