@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectBindError, ConnectionDone, ConnectionL
 from commsmgr import config
 from commsmgr.authorization import Authorization
 from commsmgr.backends import Backends, Line
+from commsmgr.bearer import Token
 from commsmgr.errors import TokenError
 from commsmgr.link import Link
 from commsmgr.observe.metrics import Metrics
@@ -415,6 +416,16 @@ class RefusedTokenTests(_LinkTests):
         self.assertLessEqual(self.bench.wait(), 1)
         pass_time(self.clock, 1)
         self.assertIn(b"Bearer t1", self.bench.upgrade(V1))
+        self.end(self.bench)
+
+    def test_accepted(self) -> None:
+        """A token counts as accepted when the agent is registered, not when the upgrade went through unchecked."""
+        table = self.bench.link._authorization._table
+        self.bench.link.start()
+        self.bench.upgrade(V1)
+        self.assertEqual({}, table.kept())
+        self.bench.feed(frame(TEXT, REGISTRATION_ACK))
+        self.assertEqual({("one", "websocket"): Token("t0")}, table.kept())
         self.end(self.bench)
 
     def test_twice(self) -> None:

@@ -206,7 +206,7 @@ class RegistryTests(MetricsCase):
         self.metrics.message("command_result", "out", "acked")
         self.metrics.exchange("/heartbeat", "ok", 1.0)
         families = list(text_string_to_metric_families(generate_latest(self.registry).decode()))
-        self.assertEqual(len(families), 21)
+        self.assertEqual(len(families), 23)
         for family in families:
             self.assertTrue(family.name.startswith("commsmgr_"), family.name)
             self.assertTrue(family.documentation.endswith("."), family.name)

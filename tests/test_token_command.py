@@ -10,6 +10,7 @@ from base64 import urlsafe_b64encode
 from random import Random
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.process import ProcessReader, reapProcessHandlers
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -17,7 +18,7 @@ from commsmgr.bearer import Token
 from commsmgr.errors import ConfigError, TokenError
 from commsmgr.renewal import Renewal
 from commsmgr.token_command import MAX_OUTPUT, TokenCommand
-from tests.processes import PATIENCE, ProcessTestCase, reactor
+from tests.processes import PATIENCE, ProcessTestCase, pause, reactor
 
 SECRET = "s3cr3t-of-the-command"
 NOW = 1_700_000_000.0
@@ -110,7 +111,8 @@ class EndTests(CommandTestCase):
             with self.assertRaises(TokenError) as caught:
                 await renewal.get()
             self.assertIn("no token came within 0.3 s", str(caught.exception))
-            await renewal.stop(PATIENCE)
+            while reapProcessHandlers or any(isinstance(each, ProcessReader) for each in reactor.getReaders()):
+                await pause(0.01)
         os.kill(int(pid.read_text()), signal.SIGKILL)
         await self.gone(self.marked())
 
@@ -122,7 +124,7 @@ class EndTests(CommandTestCase):
         waiting = renewal.get()
         self.assertEqual(1, len(self.marked()))
         await renewal.stop(PATIENCE)
-        self.assertEqual([], self.marked())
+        self.assertEqual(({}, []), (reapProcessHandlers, self.marked()))
         await self.assertFailure(waiting, TokenError)
 
     async def test_cancelled(self) -> None:
@@ -130,7 +132,7 @@ class EndTests(CommandTestCase):
         running = Deferred.fromCoroutine(self.command("exec sleep 60").run())
         running.cancel()
         await self.assertFailure(running, CancelledError)
-        self.assertEqual([], self.marked())
+        self.assertEqual(({}, []), (reapProcessHandlers, self.marked()))
 
     async def test_shared(self) -> None:
         """Many who ask at once share one run."""
