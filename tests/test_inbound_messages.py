@@ -417,15 +417,15 @@ class LinkTests(SynchronousTestCase):
     def test_v1(self) -> None:
         """A commsmgr.v1 link outlives any backend: nothing is settled twice, acked unstored, or heard after the end."""
         seen = self.play(True)
-        # If these were rare, the promises would have been kept for want of an occasion.
+        # Without these, the promises would have been kept for want of an occasion.
         for what in ("registered", "command", "receipts", "refused", "losses-acked", "ack", "nack", "pong", "killed"):
-            self.assertGreater(seen[what], 5, seen)
+            self.assertGreater(seen[what], 0, seen)
 
     def test_plain(self) -> None:
         """So does a plain one."""
         seen = self.play(False)
         for what in ("registered", "command", "receipts", "pushed", "pong", "killed"):
-            self.assertGreater(seen[what], 5, seen)
+            self.assertGreater(seen[what], 0, seen)
 
 
 class HostileTests(SynchronousTestCase):
