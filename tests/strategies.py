@@ -43,8 +43,9 @@ INBOUND: dict[str, tuple[type, ...]] = {
 LONGEST = 5000
 """Characters of the longest text that is made, so that a message with one still fits where 64 KiB are allowed."""
 
-# Printable in the widest sense: no control characters, no surrogates, nothing that is not assigned.
-_LETTERS = st.characters(exclude_categories=("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+# What str.isprintable() says yes to: no control characters, no surrogates, nothing that is not assigned, one blank.
+_LETTERS = st.just(" ") | st.characters(exclude_categories=("C", "Z"))
+_ASCII = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
 
 # JSON has no larger whole numbers that every receiver keeps (RFC 8259 section 6).
 _INTEROPERABLE = 2**53 - 1
@@ -86,6 +87,8 @@ def valid(message: type) -> Values:
 
 def _valid(info: shape.Type) -> Values:
     match info:
+        case shape.Metadata(type=shape.StrType() as text) if _is_ascii(info):
+            return st.text(_ASCII, min_size=text.min_length or 0, max_size=text.max_length or LONGEST)
         case shape.Metadata():
             return _valid(info.type)
         case shape.StructType():
@@ -110,6 +113,11 @@ def _valid(info: shape.Type) -> Values:
             keys, values = _valid(info.key_type), _valid(info.value_type)
             return st.dictionaries(keys, values, min_size=info.min_length or 0, max_size=_few(info))
     raise NotImplementedError(f"no strategy for {info}: add a case")
+
+
+def _is_ascii(info: shape.Metadata) -> bool:
+    """Whether a text says beside its type, not in a pattern, that it is ASCII, as ids may."""
+    return getattr((info.extra or {}).get("charset"), "name", "") == "ID"
 
 
 def _few(info: shape.ListType | shape.DictType) -> int:
@@ -218,6 +226,8 @@ def _wrong_text(info: shape.StrType) -> Values:
     others: list[Any] = [None, 1, 1.5, True, [], {}]
     if info.pattern is not None:
         others += ["", "a\n", "é", "a" * 201]
+    if info.min_length:
+        others.append("")
     if info.max_length is not None and info.max_length < LONGEST:
         others.append("a" * (info.max_length + 1))
     return st.sampled_from(others)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -16,12 +17,10 @@ from twisted.internet.task import Clock
 
 from commsmgr import config
 from commsmgr.errors import PeerViolation
-from commsmgr.messages import CommandEnvelope, FromAgent, FromBackend, Push
+from commsmgr.messages import FromAgent, FromBackend, HeartbeatAnswer, Push
 from commsmgr.observe.metrics import Metrics
-from commsmgr.reports import _read
 from commsmgr.session.wire import Decoder, Malformed, decode_old_result, encode
-from commsmgr.transport.http import HTTPResponse
-from tests import strategies
+from tests import strategies, test_reports
 from tests.fuzz.kit import Input, nothing_wrong, promise
 from tests.link_kit import LinkBench, Recorder, entry, pass_time
 
@@ -57,7 +56,7 @@ def one(data: bytes) -> None:
             _decoded(_from_backend, FromBackend, line)
             _decoded(_from_agent, FromAgent, line)
             decode_old_result(line)
-            _answer(line)
+        _answer(lines[0])
         _link(lines, v1=v1, is_text=not binary, results=results, registered=registered)
 
 
@@ -78,17 +77,16 @@ def _decoded(decoder: Decoder[msgspec.Struct], union: object, line: bytes) -> No
 
 
 def _answer(body: bytes) -> None:
-    """The answer to a heartbeat."""
-    try:
-        answer = _read(HTTPResponse(200, {}, body, 0.1))
-    except PeerViolation as error:
-        str(error)
-        return
-    for raw in answer.commands:
-        try:
-            msgspec.json.decode(raw, type=CommandEnvelope)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue
+    """The answer to a heartbeat is one, or a PeerViolation."""
+    fixture = test_reports.HeartbeatTests("test_content")
+    fixture.setUp()
+    outcomes: list[Any] = []
+    fixture.send().addBoth(outcomes.append)
+    fixture.requests.waiting[-1].callback(test_reports.answer(body))
+    (outcome,) = outcomes
+    understood = isinstance(outcome, HeartbeatAnswer)
+    promise(understood or isinstance(outcome.value, PeerViolation), "no end of a heartbeat", outcome)
+    promise(understood or not fixture.commands, "commands of an answer that was refused")
 
 
 def _link(lines: list[bytes], *, v1: bool, is_text: bool, results: bool, registered: bool) -> None:
