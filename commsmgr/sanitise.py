@@ -202,8 +202,9 @@ class Form:
                 self._exact = self._exact and struct.__struct_config__.omit_defaults
                 if field.default in ("", None, msgspec.NODEFAULT):
                     self._defaults.append((_key(field.encode_name), 4 if field.default == "" else 2))
-            # What may be absent altogether has no fields to look at.
-            there = field.required or isinstance(field.default, Struct) or field.default is msgspec.NODEFAULT
+            # What may be absent altogether (UNSET, which is told as no default at all) has no fields to look at.
+            made = field.default_factory is not msgspec.NODEFAULT
+            there = field.required or isinstance(field.default, Struct) or made
             names += self._look_into(_charset(field.type), path + field.name, there)
         self._known = known
         return names

@@ -6,11 +6,11 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from math import isfinite
 
-from commsmgr.credentials import check_token, expiry
+from commsmgr.bearer import check_token, expiry
 from commsmgr.errors import TokenError
 from tests.fuzz.kit import nothing_wrong, promise
 
-INSTRUMENT = ("commsmgr.credentials", "commsmgr.headers")
+INSTRUMENT = ("commsmgr.bearer", "commsmgr.headers")
 
 TOKENS = (b".", b"eyJhbGciOiJub25lIn0.", b"eyJleHAiOjF9", b'{"exp":', b"1e999", b"-1", b"null", b"==", b"\r\n")
 
