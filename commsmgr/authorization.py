@@ -111,9 +111,10 @@ class Authorization:
             return chosen
         if missing is not None:
             raise missing
-        what = "this token" if newest is not None and newest.value else "to talk without a token"
+        if newest is None or not newest.value:
+            raise TokenError(f"{route.backend} wants a token; it is asked again in {chosen.seconds:.0f} s")
         raise TokenError(
-            f"{route.backend} refused {what}; it is shown again in {chosen.seconds:.0f} s, another one at once"
+            f"{route.backend} refused this token, or several before it; it is shown again in {chosen.seconds:.0f} s"
         )
 
     async def _fetched(self) -> Token:

@@ -162,14 +162,14 @@ class AuthorizationTests(SynchronousTestCase):
     def test_nothing_to_show(self) -> None:
         """Where nothing may be shown the error says when, or why there is none."""
         self.authorization.refused(ONE, self.get())
-        self.assertIn("refused this token; it is shown again in ", self.error())
+        self.assertIn("refused this token, or several before it; it is shown again in ", self.error())
         self.assertEqual(OLD, self.get(TWO).value)
         self.provider.outcome = TokenError("vault is sealed")
         self.assertIn("vault is sealed", self.error())
         self.provider.outcome = succeed("")
         self.authorization.refused(ONE, self.get())
         self.provider.outcome = succeed("")
-        self.assertIn("without a token", self.error())
+        self.assertIn("wants a token", self.error())
 
     def test_a_provider_with_a_defect(self) -> None:
         """Whatever a provider of the agent's gives or raises, it is a TokenError that shows no secret."""
