@@ -144,7 +144,6 @@ class Run:
                 env.handler,
                 concurrency=config.commands.concurrency,
                 report=self.reporting.insist,
-                redact=env.redactor,
                 clock=reactor,
                 metrics=self.metrics,
             )

@@ -34,7 +34,6 @@ class CommandRunner:
 
     :param concurrency: how many commands run at once.
     :param report: stores a result, and waits for room in the spool as long as it takes.
-    :param redact: takes secrets out of the text of an exception, which becomes a result.
     """
 
     log = Logger()
@@ -46,7 +45,6 @@ class CommandRunner:
         *,
         concurrency: int,
         report: Callable[[Result], Awaitable[object]],
-        redact: Callable[[str], str],
         clock: IReactorTime,
         metrics: Metrics,
     ) -> None:
@@ -54,7 +52,6 @@ class CommandRunner:
         self._handler = handler
         self._concurrency = concurrency
         self._report = report
-        self._redact = redact
         self._clock = clock
         self._burst = Burst(clock.seconds)
         self._metrics = metrics
@@ -162,7 +159,7 @@ class CommandRunner:
             if self._given_up and isinstance(error, CancelledError):
                 raise
             self.log.failure("the handler failed on {message_id}", event="command.failed", message_id=command.id)
-            return command.error(self._redact(f"{type(error).__name__}: {error}"))
+            return command.error(f"{type(error).__name__}: {error}")
         if not isinstance(outcome, Result):
             return command.error(f"the handler returned {type(outcome).__name__}, not a Result")
         return outcome

@@ -38,7 +38,6 @@ class RunnerTestCase(SynchronousTestCase):
             handler,
             concurrency=concurrency,
             report=self.report,
-            redact=lambda text: text.replace("s3cr3t", "***"),
             clock=self.clock,
             metrics=Metrics(self.registry, seconds=self.clock.seconds),
         )
@@ -106,10 +105,7 @@ class Outcomes(RunnerTestCase):
         self.idle()
 
     def test_exception(self) -> None:
-        """An exception becomes an error with its text, less the secrets in it, and is logged."""
-        secret = self.outcome(lambda c: fail(ValueError("it is s3cr3t")))
-        self.assertEqual((secret.error, len(self.flushLoggedErrors(ValueError))), ("ValueError: it is ***", 1))
-        self.setUp()
+        """An exception becomes an error with its text, and is logged."""
         result = self.outcome(lambda c: 1 // 0)
         self.assertEqual((result.status, result.exit_code), ("error", 1))
         self.assertIn("ZeroDivisionError: integer division", result.error)
