@@ -81,7 +81,7 @@ class Run:
             new_id=self.new_id,
             timestamp=env.timestamp,
             settings=config.delivery,
-            redact=env.redactor,
+            redact=env.redactor.document,
             in_thread=self._in_thread,
             accepted=lambda size: self.overview.accepted(size),
             clock=reactor,

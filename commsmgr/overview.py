@@ -67,7 +67,7 @@ class Overview:
             ),
             queue=self.queue(),
             problems=tuple(self._problems(failed)),
-            token=self._authorization.status,
+            auth=self._authorization.status,
         )
 
     def _problems(self, failed: CommsError | None) -> list[str]:

@@ -147,9 +147,30 @@ class Redactor:
         for word, form, replacement in forms:
             if word in lowered:
                 text = form.sub(replacement, text)
+        return self._without_matches(text)
+
+    def _without_matches(self, text: str) -> str:
         for pattern in self._patterns:
             text = pattern(text)
         return text
+
+    def document(self, text: str) -> str:
+        """
+        Return ``text`` as by calling, but if all of it is one JSON object or array, what is returned is one too.
+
+        Whoever reads the output of a command by a JSON parser goes on doing so. It is written anew only where there was
+        a secret in it. Patterns see the whole as well, since they may be about keys; what they make of it is theirs.
+        """
+        if text.lstrip()[:1] not in ("{", "["):
+            return self(text)
+        try:
+            value = json.loads(text, object_pairs_hook=_without_doubles)
+            clean = self.data(value)
+        except (ValueError, RecursionError):
+            return self(text)
+        if clean != value:
+            text = json.dumps(clean, ensure_ascii=False, indent=2 if "\n" in text.strip() else None)
+        return self._without_matches(self.hide(text))
 
     def sensitive(self, name: str) -> bool:
         """Whether a field of this name (``access_token``, ``dbPassword``) holds a secret: its value is never shown."""
@@ -182,6 +203,14 @@ class Redactor:
         if isinstance(value, list):
             return [self.data(part) for part in value]
         return value
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON. Of a key that is there twice the parser would drop one unseen, and its secret stay."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _spellings(value: str) -> frozenset[str]:

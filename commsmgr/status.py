@@ -119,4 +119,4 @@ class Status(Struct, frozen=True):
     backends: tuple[BackendStatus, ...]
     queue: QueueStatus
     problems: tuple[str, ...] = ()
-    token: TokenStatus = TokenStatus()
+    auth: TokenStatus = TokenStatus()

@@ -290,6 +290,49 @@ class DataTests(SynchronousTestCase):
         self.assertEqual(redact.data(once), once)
 
 
+class DocumentTests(SynchronousTestCase):
+    """Outputs that are JSON, and remain so."""
+
+    def test_json_stays_json(self) -> None:
+        """Values of sensitive keys go, whatever they are and however deep; the rest, and the form, stay."""
+        redactor = Redactor()
+        for text, expected in (
+            ('{"token": {"source": "file"}, "n": 1}', '{"token": "[redacted]", "n": 1}'),
+            (
+                '{"a": [{"password": 5, "b": "token=abc"}]}',
+                '{"a": [{"password": "[redacted]", "b": "token=[redacted]"}]}',
+            ),
+            ('{\n  "secret": ["a"]\n}\n', '{\n  "secret": "[redacted]"\n}'),
+        ):
+            self.assertEqual(redactor.document(text), expected)
+            self.assertEqual(redactor.document(expected), expected)
+
+    def test_untouched(self) -> None:
+        """Without a secret not a blank is changed."""
+        for text in ('{"token": null,  "password": ""}', "[1,2 , 1e2]\n", '{"auth":{"source":"token_file"}}', "[]"):
+            self.assertEqual(Redactor().document(text), text)
+
+    def test_what_only_looks_like_it(self) -> None:
+        """What is no JSON, or has a key twice, is a text like any other: no parser drops a secret unseen."""
+        redactor = Redactor()
+        for text in (
+            '{"password": "x"',
+            '{"password": "hunter2", "password": ""}',
+            "[password=x]",
+            "[" * 5000 + "token=x",
+        ):
+            self.assertEqual(redactor.document(text), redactor(text))
+            self.assertIn("[redacted]", redactor.document(text))
+
+    def test_patterns_and_secrets(self) -> None:
+        """What an operator's pattern finds across a key and its value, and a remembered secret as a key, go too."""
+        redactor = Redactor([r'"ssn": "\d+"'])
+        redactor.secret("s3cret-token-value")
+        shown = redactor.document('{"ssn": "123", "s3cret-token-value": 1}')
+        self.assertNotIn("123", shown)
+        self.assertNotIn("s3cret", shown)
+
+
 class SingleLineTests(SynchronousTestCase):
     """Foreign text on one line."""
 

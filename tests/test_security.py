@@ -276,7 +276,7 @@ class Tokens(SecurityTestCase):
             await until(lambda: len(backend.ledger.results()) >= len(ids) and nothing_held(manager))
             self.assert_once_and_in_order(backend, runs, ids, dialect)
             self.assertEqual(breaks, bool(registrations), "it stays connected unless something breaks")
-            self.assertEqual((), manager.status().token.refused)
+            self.assertEqual((), manager.status().auth.refused)
 
         return Deferred.fromCoroutine(
             together(story("commsmgr.v1", True), story("commsmgr.v1", False), story("plain", False))
@@ -312,7 +312,7 @@ class Tokens(SecurityTestCase):
             path.write_text(new)
             for _ in range(5):
                 self.assertEqual("ok", (await manager.send_heartbeat()).status)
-            token = manager.status().token
+            token = manager.status().auth
             self.assertEqual(("token_file", ("main over http",)), (token.source, token.earlier))
             self.assertIn("main over http", " ".join(manager.status().problems))
             backend.faults.inject("drop")
@@ -331,7 +331,7 @@ class Tokens(SecurityTestCase):
 
             backend.token = new
             began = reactor.seconds()
-            while manager.status().token.refused:
+            while manager.status().auth.refused:
                 with contextlib.suppress(HTTPStatusError, TokenError):
                     await manager.send_heartbeat()
                 await pause(0.05)
@@ -355,7 +355,7 @@ class Tokens(SecurityTestCase):
         for _ in range(20):
             await manager.send_heartbeat()
         self.assertEqual(1, len(runs.read_text().split()))
-        expires = manager.status().token.expires_at
+        expires = manager.status().auth.expires_at
         assert expires is not None
         self.assertTrue(0.5 < expires - time.time() <= 2.0)
         backend.token = "another-token-of-the-tests"
@@ -384,7 +384,7 @@ class Tokens(SecurityTestCase):
         for _ in range(5):
             await manager.send_heartbeat()
         self.assertEqual(1, len(calls))
-        self.assertEqual("provider", manager.status().token.source)
+        self.assertEqual("provider", manager.status().auth.source)
 
     async def test_from_systemd(self) -> None:
         """A credential of systemd's is the file of that name in its directory."""
