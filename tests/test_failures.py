@@ -66,7 +66,7 @@ class Stories(WorldTestCase):
         *,
         fault: dict[str, Any],
         lasts: float = WHILE,
-        within: float = 1.5,
+        within: float = 4.0,
         over_http: bool = False,
         random: Random | None = None,
         quirks: bool = False,
