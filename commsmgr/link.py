@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from commsmgr import config
-from commsmgr.authorization import WEBSOCKET, Authorization
+from commsmgr.auth.authorization import WEBSOCKET, Authorization
 from commsmgr.bearer import Token
 from commsmgr.errors import ClosedByPeer, CommsError, NotRunning, UpgradeRefused
 from commsmgr.observe.metrics import Metrics, reason_label

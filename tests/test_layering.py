@@ -21,13 +21,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "proxies", "bearer", "clock", "process", "privileges", "lazy", "instants", "browsers",
     ),
     ("policy/", "session/"),
-    (
-        "spool/", "transport/", "credentials", "renewal", "token_command", "accepted_tokens", "machine", "sources",
-        "psutil_source",
-    ),
+    ("spool/", "transport/", "machine", "sources", "psutil_source"),
     ("observe/", "spooltool/"),
+    ("auth/",),
     (
-        "authorization",
         "liveness", "answers", "openlink", "link", "handlers", "backends", "requests", "posting", "delivery", "channel",
         "intake", "losses", "results", "runner", "reports", "reporting", "schedules",
     ),
