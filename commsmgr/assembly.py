@@ -43,8 +43,8 @@ from commsmgr.service import OrderedService, Step
 from commsmgr.session.conversation import Conversation, SettingsArrived
 from commsmgr.session.wire import decoder
 from commsmgr.spool import PatientOpening, Spool
-from commsmgr.transport.endpoint import TLSFacts
 from commsmgr.transport.http import HTTPClient
+from commsmgr.transport.peer import TLSFacts
 from commsmgr.transport.websocket import native_acceleration_active
 from commsmgr.urls import Target, backend_name, http_target, websocket_target
 

@@ -28,7 +28,8 @@ from commsmgr.proxies import choose
 from commsmgr.redact import Redactor
 from commsmgr.rules import TOKEN_SOURCES
 from commsmgr.spool import Executor
-from commsmgr.transport.endpoint import Dialer, TLSFacts
+from commsmgr.transport.dialer import Dialer
+from commsmgr.transport.peer import TLSFacts
 from commsmgr.urls import Target
 
 

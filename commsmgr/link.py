@@ -29,7 +29,7 @@ from commsmgr.policy.retry import counts_against_backend
 from commsmgr.policy.tokens import Route
 from commsmgr.session.conversation import Conversation, GoingAway
 from commsmgr.status import Connecting, Draining, Idle, LinkState, Registered, Registering, Waiting
-from commsmgr.transport.endpoint import Dialer
+from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.websocket import Connection, WebSocketClient
 from commsmgr.urls import backend_name, websocket_target
 

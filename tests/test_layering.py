@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "intake", "losses", "results", "runner", "reports", "reporting", "schedules",
     ),
     ("environment", "overview", "assembly", "service", "manager", "__init__"),
-    ("systemd", "unit"),
+    ("systemd", "systemd_unit"),
     ("tap", "demo", "cli", "__main__"),
 )  # fmt: skip
 

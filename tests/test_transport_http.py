@@ -27,10 +27,10 @@ from commsmgr.errors import (
     TokenError,
     UsageError,
 )
-from commsmgr.transport.answer import HEAD_LIMIT, INTERIM_LIMIT
 from commsmgr.transport.body import BodyCollector, BytesProducer
-from commsmgr.transport.endpoint import Dialer
+from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.http import Exchange, HTTPClient
+from commsmgr.transport.http_head import HEAD_LIMIT, INTERIM_LIMIT
 from commsmgr.transport.pool import GRACE, IDLE
 from commsmgr.urls import Target
 from tests.certificates import Authority
@@ -431,7 +431,7 @@ class ViolationTests(HTTPCase):
         """A status has three digits (RFC 9110 section 15)."""
         for number in (b"4290", b"99", b"0", b"-200", b"1000"):
             answer = b"HTTP/1.1 " + number + b" Odd\r\nContent-Length: 0\r\n\r\n"
-            self.assertIn("no status", await self.violation(answer))
+            self.assertIn("malformed", await self.violation(answer))
 
     async def test_head_without_end(self) -> None:
         """A head that never ends is cut off at its limit: one long line, many lines, an interim answer's too."""

@@ -74,7 +74,7 @@ DELAY_AFTER_FAULT: Final = 60.0
 
 
 class EndpointSource(Protocol):
-    """Knows the way to a target; implemented by :class:`commsmgr.transport.endpoint.Dialer`."""
+    """Knows the way to a target; implemented by :class:`commsmgr.transport.dialer.Dialer`."""
 
     def endpoint(self, target: Target, *, timeout: float) -> IStreamClientEndpoint:
         """Return a new endpoint; ``timeout``, in seconds, covers name, proxy, TCP and TLS."""
