@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("auth/",),
     (
         "liveness", "answers", "openlink", "link", "handlers", "backends", "requests", "posting", "delivery", "channel",
-        "intake", "losses", "results", "runner", "reports", "reporting", "schedules",
+        "intake", "losses", "results", "runner", "heartbeats", "inventories", "reporting", "schedules",
     ),
     ("environment", "overview", "assembly", "service", "manager", "__init__"),
     ("systemd", "systemd_unit"),
