@@ -13,10 +13,10 @@ from commsmgr._version import __version__
 from commsmgr.lazy import names as _names
 
 if TYPE_CHECKING:
+    from commsmgr.auth.providers import CallableToken
     from commsmgr.bearer import Token
     from commsmgr.channel import CommandChannel
     from commsmgr.config import Config
-    from commsmgr.credentials import CallableToken
     from commsmgr.errors import CommsError, ConfigError, DeadlineExceeded, QueueFull, TransportError
     from commsmgr.manager import Manager
     from commsmgr.messages import Command, Push, Result, SystemHealth
@@ -51,7 +51,7 @@ __getattr__, __dir__ = _names(
         "bearer": ("Token",),
         "channel": ("CommandChannel",),
         "config": ("Config",),
-        "credentials": ("CallableToken",),
+        "auth.providers": ("CallableToken",),
         "errors": ("CommsError", "ConfigError", "DeadlineExceeded", "QueueFull", "TransportError"),
         "manager": ("Manager",),
         "messages": ("Command", "Push", "Result", "SystemHealth"),

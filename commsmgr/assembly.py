@@ -22,11 +22,13 @@ from commsmgr.channel import CommandChannel
 from commsmgr.config import Backend
 from commsmgr.delivery import Delivery
 from commsmgr.environment import Environment, authorization, token_provider
+from commsmgr.heartbeats import Heartbeats
 from commsmgr.ids import IdSource
 from commsmgr.intake import Intake
+from commsmgr.inventories import Inventories
 from commsmgr.link import Link
 from commsmgr.losses import LossReports
-from commsmgr.machine import machine_id
+from commsmgr.machine import Identity, machine_id
 from commsmgr.messages import HeartbeatAnswer, Push
 from commsmgr.observe.metrics import Metrics
 from commsmgr.observe.site import StatusSite
@@ -35,7 +37,6 @@ from commsmgr.overview import Overview
 from commsmgr.policy.breaker import Breaker
 from commsmgr.psutil_source import default_source
 from commsmgr.reporting import Reporting
-from commsmgr.reports import Heartbeats, Identity, Inventories
 from commsmgr.requests import Requests
 from commsmgr.runner import CommandRunner
 from commsmgr.schedules import Periodic
@@ -43,8 +44,8 @@ from commsmgr.service import OrderedService, Step
 from commsmgr.session.conversation import Conversation, SettingsArrived
 from commsmgr.session.wire import decoder
 from commsmgr.spool import PatientOpening, Spool
-from commsmgr.transport.endpoint import TLSFacts
 from commsmgr.transport.http import HTTPClient
+from commsmgr.transport.peer import TLSFacts
 from commsmgr.transport.websocket import native_acceleration_active
 from commsmgr.urls import Target, backend_name, http_target, websocket_target
 
@@ -124,7 +125,7 @@ class Run:
         self.requests = Requests(
             self.backends, config, self._authorization, clock=reactor, wall=env.wall, random=env.random
         )
-        self._build_reports()
+        self._build_schedules()
         self.delivery = Delivery(
             outbox=self.spool.outbox,
             requests=self.requests,
@@ -185,7 +186,7 @@ class Run:
         )
         return Line(name=name, http_target=target, breaker=breaker, http=http, link=link)
 
-    def _build_reports(self) -> None:
+    def _build_schedules(self) -> None:
         env, config = self._environment, self._config
         machine = default_source() if env.machine is None else env.machine
         self.inventories = Inventories(

@@ -17,27 +17,18 @@ What is no browser (Prometheus, curl, an agent) sends neither Origin nor Sec-Fet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv6Address, ip_address
+
+from commsmgr.urls import is_loopback
 
 _WELCOME = ("same-origin", "none")
 """Sec-Fetch-Site of a page's own requests, and of an address that somebody has typed."""
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether the IP address ``address`` is one of loopback; an IPv4 one may look as "::" shows it."""
-    try:
-        ip = ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
-    return (mapped or ip).is_loopback
 
 
 def names_loopback(host: str) -> bool:
     """Return whether the value of a Host field (RFC 9110 section 7.2) is loopback by its very name or address."""
     host = host.strip()
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return name.rstrip(".").lower() == "localhost" or is_loopback(name)
+    return is_loopback(name)
 
 
 def is_foreign(own: str, origins: Sequence[str], sites: Sequence[str]) -> bool:

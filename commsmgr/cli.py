@@ -18,7 +18,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import TextIOWrapper
 from typing import TextIO
 
-from commsmgr import unit
+from commsmgr import systemd_unit
 from commsmgr._version import __version__
 from commsmgr.errors import CommsError, ConfigError
 from commsmgr.redact import single_line
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"commsmgr {__version__}")
     subcommands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add(subcommands)
-    unit.add(subcommands)
+    systemd_unit.add(subcommands)
     return top
 
 

@@ -12,7 +12,7 @@ own. All managers on one reactor share one, and so two descriptors however many 
 is pending: nobody has to close the clock, and a reactor on which nothing is left to do is as clean as before.
 
 What remains on the reactor's own timers is inside Twisted's transports: the timeout of connecting, which is not used
-(:mod:`commsmgr.transport.endpoint` has a deadline over the whole attempt), and calls for the very next turn.
+(:mod:`commsmgr.transport.dialer` has a deadline over the whole attempt), and calls for the very next turn.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Auth(_Section, frozen=True, kw_only=True):
         ),
     ] = ()
     command_timeout: Annotated[
-        float, _seconds("within this `token_command`, or the agent's callable, must have given the token", gt=0, le=600)
+        float, _seconds("for one run of `token_command`, or one call of the agent's own callable", gt=0, le=600)
     ] = 30.0
     accepted_token_file: Annotated[
         str,
@@ -93,7 +93,13 @@ class Auth(_Section, frozen=True, kw_only=True):
         ),
     ] = ""
     refused_delay: Annotated[
-        float, _seconds("after a token was refused twice (401), wait about this long between attempts", ge=1, le=86400)
+        float,
+        _seconds(
+            "a refused token (401) is not shown again for about this long, from half to one and a half times; as long "
+            "the agent waits after other refusals that it cannot cure (most 4xx, close codes 1008 and 4400 to 4499)",
+            ge=1,
+            le=86400,
+        ),
     ] = 60.0
 
 
@@ -128,7 +134,7 @@ class Proxy(_Section, frozen=True, kw_only=True):
     password_file: Annotated[str, _said("a file that holds the password; read again for each connection")] = ""
     no_proxy: Annotated[
         tuple[str, ...],
-        _said("what is connected to directly: host names with all below them, addresses, networks; each also `:port`"),
+        _said("hosts reached directly: names with all below them, addresses, networks, each perhaps with `:port`"),
     ] = ("localhost", "127.0.0.0/8", "::1")
     environment: Annotated[
         bool, _said("without `url`: obey HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the environment")
@@ -176,9 +182,9 @@ class WebSocket(_Section, frozen=True, kw_only=True):
     max_message_rate: Annotated[
         float,
         _rate(
-            "frames per second that a backend may send in the long run, and four times as many at once; packets that "
-            "begin none, and each 4 KiB of a message, count as further ones, answers to what the agent sent do not; a "
-            "connection that exceeds this is closed with 1008; 0: no limit"
+            "frames per second taken from a backend in the long run, and four times as many at once; each 4 KiB of a "
+            "message counts like a frame, and so does a packet in which none begins, while answers to what the agent "
+            "sent do not count; beyond this the connection is closed with 1008; 0: no limit"
         ),
     ] = 2000.0
     max_depth: Annotated[int, _count("deepest nesting of JSON taken from the backend", le=500)] = 32
@@ -290,7 +296,8 @@ class Messages(_Section, frozen=True, kw_only=True):
     unknown_fields: Annotated[
         Literal["keep", "refuse"],
         _said(
-            "keep: fields that this version does not know are no mistake; refuse: they are, and the message with them"
+            "keep: fields that this version does not know are no mistake, and are ignored; refuse: a message that has "
+            "one is refused"
         ),
     ] = "keep"
 
@@ -301,14 +308,14 @@ class Redaction(_Section, frozen=True, kw_only=True):
     keys: Annotated[
         tuple[str, ...],
         _said(
-            "names of secrets: the value goes wherever a key has one of them among its words (`db_password`, "
+            "names of secrets: the value is replaced wherever a key has one of them among its words (`db_password`, "
             "`dbPassword`, not `passwordless`), and after `name=` or `name:` in texts"
         ),
     ] = (
         "authorization", "password", "passwd", "passphrase", "pwd", "secret", "token", "credential", "credentials",
         "api_key", "private_key", "secret_key", "access_key",
     )  # fmt: skip
-    patterns: Annotated[tuple[str, ...], _said("regular expressions; what they match goes, in every text")] = ()
+    patterns: Annotated[tuple[str, ...], _said("regular expressions; what they match is replaced, in every text")] = ()
 
 
 class Observe(_Section, frozen=True, kw_only=True):
@@ -319,7 +326,7 @@ class Observe(_Section, frozen=True, kw_only=True):
         _said("address of /metrics, /healthz, /readyz and /status as `host:port`, port 0 for any; empty: none"),
     ] = ""
     public: Annotated[
-        bool, _said("allow listen to be another address than loopback: whoever reaches it sees the page, unasked")
+        bool, _said("allow `listen` beyond loopback: whoever reaches it sees the page, which asks for no password")
     ] = False
     log_format: Annotated[Literal["text", "json"], _said("form of the log lines under twistd")] = "text"
     log_level: Annotated[

@@ -11,24 +11,25 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 
-from commsmgr import credentials
 from commsmgr._version import __version__
-from commsmgr.accepted_tokens import AcceptedTokens
-from commsmgr.authorization import Authorization
+from commsmgr.auth import providers
+from commsmgr.auth.accepted_tokens import AcceptedTokens
+from commsmgr.auth.authorization import Authorization
+from commsmgr.auth.providers import CallableToken
+from commsmgr.auth.renewal import Renewal
+from commsmgr.auth.token_command import TokenCommand
 from commsmgr.bearer import Token
 from commsmgr.config import Config
-from commsmgr.credentials import CallableToken
 from commsmgr.instants import rfc3339
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.observe.metrics import Metrics
 from commsmgr.policy.tokens import TokenTable
 from commsmgr.proxies import choose
 from commsmgr.redact import Redactor
-from commsmgr.renewal import Renewal
 from commsmgr.rules import TOKEN_SOURCES
 from commsmgr.spool import Executor
-from commsmgr.token_command import TokenCommand
-from commsmgr.transport.endpoint import Dialer, TLSFacts
+from commsmgr.transport.dialer import Dialer
+from commsmgr.transport.peer import TLSFacts
 from commsmgr.urls import Target
 
 
@@ -87,7 +88,7 @@ def token_provider(env: Environment) -> TokenProvider:
 
     if isinstance(env.token, CallableToken):
         return renewed(env.token.get, keep=False)
-    return env.token or credentials.from_config(
+    return env.token or providers.from_config(
         auth,
         env.environ,
         command=lambda argv: renewed(TokenCommand(argv, reactor=env.reactor, wall=env.wall).run, keep=True),

@@ -46,7 +46,7 @@ _VALUE: Final = re.compile(r"[!-~]([\t -~]*[!-~])?|")
 # The standard's characters (b64token) are fewer, but tokens with other visible ones are in use. What matters is that
 # nothing can end the field or the value.
 _TOKEN: Final = re.compile(r"[!-~]+")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def mistakes(headers: Mapping[str, str], *, own: Set[str] = frozenset()) -> Iterator[tuple[str, str]]:
@@ -84,7 +84,7 @@ def token_mistake(token: str) -> str:
         return "is empty"
     if len(token) > MAX_TOKEN:
         return f"is longer than {MAX_TOKEN} characters"
-    if _CONTROL.search(token):
+    if CONTROL_CHARACTERS.search(token):
         return "contains control characters (such as CR or LF)"
     if not _TOKEN.fullmatch(token):
         return "contains blanks or characters outside ASCII"

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from commsmgr import config
-from commsmgr.authorization import WEBSOCKET, Authorization
+from commsmgr.auth.authorization import WEBSOCKET, Authorization
 from commsmgr.bearer import Token
 from commsmgr.errors import ClosedByPeer, CommsError, NotRunning, UpgradeRefused
 from commsmgr.observe.metrics import Metrics, reason_label
@@ -29,7 +29,7 @@ from commsmgr.policy.retry import counts_against_backend
 from commsmgr.policy.tokens import Route
 from commsmgr.session.conversation import Conversation, GoingAway
 from commsmgr.status import Connecting, Draining, Idle, LinkState, Registered, Registering, Waiting
-from commsmgr.transport.endpoint import Dialer
+from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.websocket import Connection, WebSocketClient
 from commsmgr.urls import backend_name, websocket_target
 

@@ -8,12 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
 
+from msgspec import Struct
+
 from commsmgr.messages import JSONObject
 
 _MACHINE_ID: Final = re.compile(r"[0-9a-f]{32}")
 
 # Numbers that change all the time and say nothing about what the machine is.
 _VOLATILE: Final = frozenset({"uptime", "usage", "used", "used_percent"})
+
+
+class Identity(Struct, frozen=True):
+    """Who the agent is to its backend."""
+
+    machine_id: str
+    hostname: str
+    agent_version: str
 
 
 def machine_id(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from commsmgr.authorization import Authorization
+from commsmgr.auth.authorization import Authorization
 from commsmgr.backends import Backends
 from commsmgr.environment import Environment
 from commsmgr.errors import CommsError

@@ -26,8 +26,8 @@ PATIENCE = 1.0
 _MANY = 16
 
 
-def mistake(pattern: str) -> str | None:
-    """Return what is wrong with an expression for our purpose, None if nothing is."""
+def mistake(pattern: str) -> str:
+    """Return what is wrong with an expression for our purpose, empty when nothing is."""
     try:
         compiled = re.compile(pattern)
         parsed = parser.parse(pattern)
@@ -40,7 +40,7 @@ def mistake(pattern: str) -> str | None:
             "two repeats within or beside each other, more than one `.*`, or repeated alternatives that begin alike "
             "can take for ever on some texts; make the first or inner one possessive: `(?:a++b)+`, `[^=]*+=.*`"
         )
-    return None
+    return ""
 
 
 _REPEATS = (parser.MAX_REPEAT, parser.MIN_REPEAT)

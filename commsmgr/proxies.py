@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from commsmgr import config
 from commsmgr.errors import ConfigError
+from commsmgr.headers import CONTROL_CHARACTERS
 from commsmgr.noproxy import bypasses
 from commsmgr.urls import Target, parse
 
@@ -28,7 +29,6 @@ MAX_PASSWORD: Final = 1024
 """Longest password, in bytes."""
 
 _URL: Final = re.compile(r"(?:([^:/?#@]*)://)?(?:([^/?#]*)@)?(.*)", re.DOTALL)
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _BETWEEN_ENTRIES: Final = re.compile(r"[,\s]+")
 
 
@@ -51,8 +51,7 @@ class Proxy(Struct, frozen=True):
     @property
     def url(self) -> str:
         """Scheme, host and port, for those who read logs."""
-        host = f"[{self.target.host}]" if ":" in self.target.host else self.target.host
-        return f"{self.target.scheme}://{host}:{self.target.port}"
+        return f"{self.target.scheme}://{self.target.host_and_port}"
 
     def __repr__(self) -> str:
         return f"<Proxy {self.url} from {self.origin}>"
@@ -81,7 +80,7 @@ def credential_mistake(username: str, password: str) -> str:
     """Return what is wrong with these in Basic authentication (RFC 7617 section 2), empty when nothing is."""
     if ":" in username:
         return "the user's name may not contain a colon"
-    if _CONTROL.search(username) or _CONTROL.search(password):
+    if CONTROL_CHARACTERS.search(username) or CONTROL_CHARACTERS.search(password):
         return "user and password may not contain control characters (such as a line break)"
     return ""
 

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr import config
-from commsmgr.authorization import HTTP, Authorization
+from commsmgr.auth.authorization import HTTP, Authorization
 from commsmgr.backends import Backends, Line
 from commsmgr.errors import (
     BreakerOpen,

@@ -15,15 +15,13 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
-from commsmgr import noproxy, proxies
-from commsmgr.browsers import names_loopback
+from commsmgr import noproxy, patterns, proxies
 from commsmgr.config import TLS, Auth, Backend, Config, Observe, Proxy, Redaction
 from commsmgr.errors import ConfigError
-from commsmgr.headers import MAX_TOKEN, mistakes, token_mistake
-from commsmgr.patterns import mistake
+from commsmgr.headers import CONTROL_CHARACTERS, MAX_TOKEN, mistakes, token_mistake
 from commsmgr.redact import words
-from commsmgr.shape import CONTROL_CHARACTERS, Mistake, key_text
-from commsmgr.urls import Target, backend_name, http_target, listen_address, websocket_target
+from commsmgr.shape import Mistake, key_text
+from commsmgr.urls import Target, backend_name, http_target, is_loopback, listen_address, websocket_target
 
 TOKEN_SOURCES = ("token", "token_file", "token_env", "token_credential", "token_command")
 
@@ -271,7 +269,7 @@ def _observe_rules(observe: Observe) -> Iterator[Mistake]:
         except ValueError as error:
             yield "observe.listen", f"{error}, found {json.dumps(observe.listen[:60])}"
         else:
-            if not observe.public and not names_loopback(f"[{host}]" if ":" in host else host):
+            if not observe.public and not is_loopback(host):
                 yield "observe.listen", _PUBLISHED.format(host)
 
 
@@ -280,7 +278,7 @@ def _redaction_rules(redaction: Redaction) -> Iterator[Mistake]:
         if not words(key):
             yield f"redaction.keys[{index}]", f"expected a word or several, found {json.dumps(key[:60])}"
     for index, pattern in enumerate(redaction.patterns):
-        if wrong := mistake(pattern):
+        if wrong := patterns.mistake(pattern):
             yield f"redaction.patterns[{index}]", wrong
 
 

@@ -17,13 +17,13 @@ import msgspec
 from msgspec.inspect import VarTupleType
 
 from commsmgr.config import Config
+from commsmgr.headers import CONTROL_CHARACTERS
 from commsmgr.reference import Field, fields
 
 Mistake: TypeAlias = tuple[str, str]
 """The path of a key, and what is wrong there."""
 
 _SECRETS = re.compile(r"^(auth\.token(_command)?$|http\.headers|backends\[\d+\]\.(websocket_)?url$)")
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def plain(value: Any) -> Any:

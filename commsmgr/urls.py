@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 from hyperlink import URL
 from msgspec import Struct
@@ -33,22 +33,42 @@ class Target(Struct, frozen=True):
 
     @property
     def loopback(self) -> bool:
-        """Whether the host is this machine by its very name; a name that merely resolves to it does not count."""
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host.rstrip(".").lower() == "localhost"
+        """Whether the host is this machine by its very name."""
+        return is_loopback(self.host)
 
     @property
     def authority(self) -> str:
         """Host and port as they stand in a Host header (RFC 9110 section 7.2)."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+        return bracketed(self.host) if self.port == _PORTS[self.scheme] else self.host_and_port
+
+    @property
+    def host_and_port(self) -> str:
+        """The same with the port in any case."""
+        return f"{bracketed(self.host)}:{self.port}"
 
     def join(self, path: str) -> str:
         """Return the whole URL of ``path`` (which begins with a slash) below this one."""
         base, _, query = self.path.partition("?")
         return f"{self.scheme}://{self.authority}{base.rstrip('/')}{path}" + (f"?{query}" if query else "")
+
+
+def bracketed(host: str) -> str:
+    """Return ``host`` as a URL has it: an IPv6 literal in brackets (RFC 3986 section 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
+def is_loopback(host: str) -> bool:
+    """
+    Return whether ``host`` is this machine by its very name; one that merely resolves to it does not count.
+
+    :param host: a name or an IP address literal without brackets; an IPv4 one may look as "::" shows it.
+    """
+    try:
+        ip = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return (mapped or ip).is_loopback
 
 
 def parse(url: str, schemes: tuple[str, ...]) -> Target:
@@ -118,8 +138,7 @@ def backend_name(backend: Backend) -> str:
     """
     if backend.name:
         return backend.name
-    target = http_target(backend)
-    return f"[{target.host}]:{target.port}" if ":" in target.host else f"{target.host}:{target.port}"
+    return http_target(backend).host_and_port
 
 
 def listen_address(listen: str) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from commsmgr import config
-from commsmgr.authorization import Authorization
+from commsmgr.auth.authorization import Authorization
 from commsmgr.backends import Backends, Line
 from commsmgr.errors import CommsError, DeadlineExceeded
 from commsmgr.messages import FromBackend

@@ -109,6 +109,16 @@ class Documents(SynchronousTestCase):
         self.assertEqual(documents.in_words({"type": "array", "items": {"enum": ["a"]}}), 'list of ``"a"``')
 
 
+class Pages(SynchronousTestCase):
+    """What the pages say of the repository."""
+
+    def test_named_tests_exist(self) -> None:
+        """Each module of tests that the threat model names is there."""
+        named = re.findall(r"``(test_\w+)``", (DOCS / "threat-model.rst").read_text("utf-8"))
+        self.assertGreater(len(named), 20)
+        self.assertEqual([name for name in named if not (DOCS.parent / "tests" / f"{name}.py").is_file()], [])
+
+
 class OpenAPI(SynchronousTestCase):
     """The HTTP side."""
 

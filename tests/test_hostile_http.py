@@ -15,8 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.config import HTTP, TLS
 from commsmgr.errors import DeadlineExceeded, PeerViolation
-from commsmgr.transport.answer import FIELD_LIMIT, LINE_LIMIT, status_of
 from commsmgr.transport.body import PIECES
+from commsmgr.transport.http_head import FIELD_LIMIT, LINE_LIMIT, status_of
 from commsmgr.urls import Target
 from tests.certificates import Authority
 from tests.loopback import Recorder, Recording, listen

@@ -23,10 +23,10 @@ from commsmgr.messages import FromAgent, FromBackend, HeartbeatAnswer, LossRepor
 from commsmgr.observe.metrics import Metrics
 from commsmgr.session.conversation import Invalid, Registered
 from commsmgr.session.wire import Decoder, Malformed, decode_old_result, encode
-from tests import test_reports
+from tests import test_heartbeats
 from tests.link_kit import LinkBench, Recorder, conversation, entry, pass_time
 from tests.strategies import INBOUND, Payloads, broken, encoded, hostile, payloads, repeatable, valid
-from tests.test_reports import answer
+from tests.test_heartbeats import answer
 
 UNIONS: dict[str, Any] = {"agent": FromBackend, "backend": FromAgent}
 
@@ -154,8 +154,8 @@ class DecoderTests(SynchronousTestCase):
 class HeartbeatAnswerTests(SynchronousTestCase):
     """Answers to a heartbeat."""
 
-    def fixture(self) -> test_reports.HeartbeatTests:
-        fixture = test_reports.HeartbeatTests("test_content")
+    def fixture(self) -> test_heartbeats.HeartbeatTests:
+        fixture = test_heartbeats.HeartbeatTests("test_content")
         fixture.setUp()
         return fixture
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
 PACKAGE = Path(__file__).resolve().parent.parent / "commsmgr"
+DESIGN = PACKAGE.parent / "docs" / "design.rst"
 LONGEST = 400
 
 # From the bottom to the top: a module or package may import what stands in a lower row. Within a row modules may import
@@ -21,18 +23,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "proxies", "bearer", "clock", "process", "privileges", "lazy", "instants", "browsers",
     ),
     ("policy/", "session/"),
-    (
-        "spool/", "transport/", "credentials", "renewal", "token_command", "accepted_tokens", "machine", "sources",
-        "psutil_source",
-    ),
+    ("spool/", "transport/", "machine", "sources", "psutil_source"),
     ("observe/", "spooltool/"),
+    ("auth/",),
     (
-        "authorization",
         "liveness", "answers", "openlink", "link", "handlers", "backends", "requests", "posting", "delivery", "channel",
-        "intake", "losses", "results", "runner", "reports", "reporting", "schedules",
+        "intake", "losses", "results", "runner", "heartbeats", "inventories", "reporting", "schedules",
     ),
     ("environment", "overview", "assembly", "service", "manager", "__init__"),
-    ("systemd", "unit"),
+    ("systemd", "systemd_unit"),
     ("tap", "demo", "cli", "__main__"),
 )  # fmt: skip
 
@@ -175,6 +174,30 @@ def appearance(sources: Sources) -> Iterator[str]:
             yield f"{module} has {lines} lines: more than one role?"
 
 
+def mapped(design: str) -> list[list[str]]:
+    """Return the rows of the map in ``design``, the text of docs/design.rst, from the bottom to the top."""
+    _, _, table = design.partition(".. list-table::")
+    rows = re.findall(r"^   \* - (.+)$", table.partition("\n\nStart and stop\n")[0], re.MULTILINE)
+    return [[name.rstrip("/") for name in re.findall("``([^`]+)``", row)] for row in rows]
+
+
+def misplaced(sources: Sources, rows: list[list[str]]) -> Iterator[str]:
+    """Yield what is not, or not once, on the map, and imports that point down on it."""
+    names = [name for row in rows for name in row]
+    units = {unit(module) for module in sources if not unit(module).startswith("_")}
+    yield from (f"{name} is not on the map" for name in sorted(units - set(names)))
+    yield from (f"{name} is on the map, and is no module" for name in sorted(set(names) - units))
+    yield from (f"{name} is on the map twice" for name in sorted(set(names)) if names.count(name) > 1)
+    place = {name: index for index, row in enumerate(rows) for name in row}
+    for module, source in sources.items():
+        here = place.get(unit(module), len(rows))
+        yield from (
+            f"{module} imports {name}, which stands below it"
+            for name in imports(source)
+            if within(name, ("commsmgr",)) and place.get(unit(name), 0) > here
+        )
+
+
 RULES = (layering, circles, impurity, global_reactor, appearance)
 
 
@@ -203,6 +226,10 @@ class Package(SynchronousTestCase):
     def test_appearance(self) -> None:
         """Every module says what it is, and is short enough to have one role."""
         self.assertEqual(list(appearance(self.sources)), [])
+
+    def test_map(self) -> None:
+        """The map in the design document has every module once, and each below all that it imports."""
+        self.assertEqual(list(misplaced(self.sources, mapped(DESIGN.read_text("utf-8")))), [])
 
     def test_something_was_read(self) -> None:
         """The rules were applied to the real package, not to nothing."""
@@ -293,3 +320,13 @@ class Planted(SynchronousTestCase):
         """A missing docstring and a module of many roles are found."""
         self.assertEqual(list(appearance({"commsmgr.x": "a = 1"})), ["commsmgr.x has no docstring"])
         self.assertEqual(len(self.found("commsmgr.rules", '"""Long."""\n' + "a = 1\n" * LONGEST)), 1)
+
+    def test_map(self) -> None:
+        """On a map, a module that is missing, one too many, and an import that points down are found."""
+        rows = mapped(".. list-table::\n\n   * - ``a``, ``b/``\n     - ``z``\n   * - ``c``, ``a``\n\nStart and stop\n")
+        self.assertEqual(rows, [["a", "b"], ["c", "a"]])
+        sources = {"commsmgr.b.x": "from commsmgr import c", "commsmgr.c": "import commsmgr.b.x", "commsmgr.d": ""}
+        sentences = list(misplaced(sources, rows))
+        self.assertEqual(len(sentences), 4, sentences)
+        self.assertIn("d is not on the map", sentences)
+        self.assertIn("commsmgr.b.x imports commsmgr.c, which stands below it", sentences)

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectBindError, ConnectionDone, ConnectionLost
 
 from commsmgr import config
-from commsmgr.authorization import Authorization
+from commsmgr.auth.authorization import Authorization
 from commsmgr.backends import Backends, Line
 from commsmgr.bearer import Token
 from commsmgr.errors import TokenError

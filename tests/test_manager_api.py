@@ -44,7 +44,7 @@ from commsmgr.spool import Spool
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.files import DATABASE
 from commsmgr.status import Waiting
-from commsmgr.transport.endpoint import TLSFacts
+from commsmgr.transport.peer import TLSFacts
 from commsmgr.urls import Target
 from tests.world import MACHINE, Runs, WorldTestCase, nothing_held, quick, reactor, until
 

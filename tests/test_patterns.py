@@ -26,7 +26,7 @@ class MistakeTests(SynchronousTestCase):
             r"(a{1,3}){1,50}x", r"(?:a?){50}b", r"[^x]*\w+y", r"[a-f]+[e-z]+1",
             r"\w+\w+@", r"(\d+)(\d*)x", r".*a.*b", r"(?=(a+)+b)c", r"(a)?(?(1)(b+)+|c)d",
         ):  # fmt: skip
-            self.assertIn("possessive", mistake(pattern) or "", pattern)
+            self.assertIn("possessive", mistake(pattern), pattern)
 
     def test_harmless(self) -> None:
         """What operators write is taken, as are the same possessively."""
@@ -35,13 +35,13 @@ class MistakeTests(SynchronousTestCase):
             r"(a|b)+c", r"([A-Z]{4}-?){4}", r"(?:\w++\s?+)*+x", r"(?>a+)+b", r"\w++\w+@", r"secret[^=]*+=.*",
             r"(?i)pin\s*[:=]\s*\d+", r"[a-f]+[0-9]+x", r"[^\s=]+\s*=x",
         ):  # fmt: skip
-            self.assertIsNone(mistake(pattern), pattern)
+            self.assertEqual(mistake(pattern), "", pattern)
 
     def test_none(self) -> None:
         """What is no expression, or matches everywhere, is refused."""
-        self.assertIn("not a regular expression", mistake("(") or "")
+        self.assertIn("not a regular expression", mistake("("))
         for pattern in ("x*", "", "a|"):
-            self.assertIn("empty string", mistake(pattern) or "")
+            self.assertIn("empty string", mistake(pattern))
 
 
 class PatternTests(SynchronousTestCase):

@@ -22,12 +22,12 @@ from urllib.parse import quote, quote_plus
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import CallableToken, Config, Manager, Token
+from commsmgr.auth.providers import FileToken, StaticToken
+from commsmgr.auth.token_command import TokenCommand
 from commsmgr.backend.service import ReferenceBackend
 from commsmgr.config import HTTP, Auth, Backend
-from commsmgr.credentials import FileToken, StaticToken
 from commsmgr.errors import ConfigError
 from commsmgr.settings import from_toml
-from commsmgr.token_command import TokenCommand
 from tests.certificates import self_signed
 from tests.loopback import Recording, listen
 from tests.processes import ProcessTestCase, Program, pause, reactor, together

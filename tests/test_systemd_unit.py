@@ -12,12 +12,12 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr import unit
+from commsmgr import systemd_unit
 from commsmgr.cli import main
 from commsmgr.config import Backend, Config
 from commsmgr.errors import UsageError
 
-SOURCE = Path(unit.__file__).parent / "data" / "commsmgr.service"
+SOURCE = Path(systemd_unit.__file__).parent / "data" / "commsmgr.service"
 MOST = 30
 """Tenths of the exposure that ``systemd-analyze security`` may give it; 0 is none, 100 the worst."""
 
@@ -87,7 +87,7 @@ class Analysed(SynchronousTestCase):
         directory = Path(tempfile.mkdtemp(prefix="commsmgr-test-"))
         self.addCleanup(shutil.rmtree, directory)
         self.path = directory / "commsmgr.service"
-        self.path.write_text(unit.unit(f"{sysconfig.get_path('scripts')}/twistd"))
+        self.path.write_text(systemd_unit.unit(f"{sysconfig.get_path('scripts')}/twistd"))
 
     def analyse(self, *arguments: str) -> tuple[int, str]:
         done = subprocess.run(
@@ -142,14 +142,14 @@ class Command(SynchronousTestCase):
 
     def test_printed(self) -> None:
         """It prints the unit with this environment's twistd, and says if the service could not see that."""
-        self.patch(unit, "hidden", lambda paths: "")
+        self.patch(systemd_unit, "hidden", lambda paths: "")
         status, text, complaint = self.say("systemd-unit")
         self.assertEqual((0, ""), (status, complaint))
         twistd = f"{sysconfig.get_path('scripts')}/twistd"
         (start,) = settings(text)["ExecStart"]
         self.assertEqual(f"{twistd} -n --pidfile= commsmgr --config /etc/commsmgr/agent.toml", start)
-        self.assertEqual(SOURCE.read_text("utf-8"), text.replace(twistd, unit.PLACE))
-        self.patch(unit, "hidden", lambda paths: "/home/me/bin/python")
+        self.assertEqual(SOURCE.read_text("utf-8"), text.replace(twistd, systemd_unit.PLACE))
+        self.patch(systemd_unit, "hidden", lambda paths: "/home/me/bin/python")
         status, again, complaint = self.say("systemd-unit")
         self.assertEqual((1, text), (status, again))
         self.assertIn("the service will not see /home/me/bin/python (ProtectHome=, PrivateTmp=)", complaint)
@@ -157,20 +157,22 @@ class Command(SynchronousTestCase):
     def test_hidden(self) -> None:
         """What ProtectHome= and PrivateTmp= take away is found, also behind a link."""
         for path in ("/home/me/venv/bin/twistd", "/root/bin/python", "/run/user/1000/x", "/tmp/x", "/var/tmp/x"):
-            self.assertEqual(path, unit.hidden(("/opt/a", path)))
-        self.assertEqual("", unit.hidden(("/opt/venv/bin/twistd", "/usr/bin/python3", "/homes/x", "/srv/home/x")))
+            self.assertEqual(path, systemd_unit.hidden(("/opt/a", path)))
+        self.assertEqual(
+            "", systemd_unit.hidden(("/opt/venv/bin/twistd", "/usr/bin/python3", "/homes/x", "/srv/home/x"))
+        )
         link = Path(self.mktemp()).absolute()
         link.symlink_to("/home/me/python")
-        self.assertEqual("/home/me/python", unit.hidden((str(link),)))
+        self.assertEqual("/home/me/python", systemd_unit.hidden((str(link),)))
 
     def test_wrong_place(self) -> None:
         """A twistd that is not there, or whose path means something else in a unit, is refused."""
-        self.assertIn("is not there", str(self.assertRaises(UsageError, unit.unit, "/opt/nowhere/twistd")))
+        self.assertIn("is not there", str(self.assertRaises(UsageError, systemd_unit.unit, "/opt/nowhere/twistd")))
         for name in ("with blank", "100%", "$HOME", 'quo"te', "semi;colon", "back\\slash"):
             path = Path(self.mktemp()).absolute() / name / "twistd"
             path.parent.mkdir(parents=True)
             path.touch()
-            error = self.assertRaises(UsageError, unit.unit, str(path))
+            error = self.assertRaises(UsageError, systemd_unit.unit, str(path))
             self.assertIn("mean something else in a unit", str(error))
         self.patch(sysconfig, "get_path", lambda name: "/opt/nowhere")
         status, text, complaint = self.say("systemd-unit")

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
 from commsmgr.errors import TLSFailed
-from commsmgr.transport.endpoint import Dialer
+from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.http import HTTPClient
 from commsmgr.transport.system_issuers import holds_anything, trust_stores
 from commsmgr.transport.tls import ContextSource

@@ -27,10 +27,10 @@ from commsmgr.errors import (
     TokenError,
     UsageError,
 )
-from commsmgr.transport.answer import HEAD_LIMIT, INTERIM_LIMIT
 from commsmgr.transport.body import BodyCollector, BytesProducer
-from commsmgr.transport.endpoint import Dialer
+from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.http import Exchange, HTTPClient
+from commsmgr.transport.http_head import HEAD_LIMIT, INTERIM_LIMIT
 from commsmgr.transport.pool import GRACE, IDLE
 from commsmgr.urls import Target
 from tests.certificates import Authority

@@ -23,9 +23,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from commsmgr.config import TLS
 from commsmgr.errors import ConfigError, ConnectFailed, DeadlineExceeded, TLSFailed
-from commsmgr.transport.endpoint import Dialer, TLSFacts
+from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.gate import CheckedConnections, Gate
-from commsmgr.transport.peer import PeerCheck
+from commsmgr.transport.peer import PeerCheck, TLSFacts
 from commsmgr.transport.tls import ContextSource
 from commsmgr.urls import Target
 from tests.certificates import DAY, NOW, Authority, Issued, self_signed

@@ -63,6 +63,7 @@ class TargetTests(SynchronousTestCase):
         """Only what is this machine by its very name is loopback."""
         for host, loopback in {
             "127.0.0.1": True, "127.9.9.9": True, "::1": True, "localhost": True, "LOCALHOST.": True,
+            "::ffff:127.0.0.1": True, "::ffff:192.0.2.1": False, "::": False, "0.0.0.0": False, "fe80::1%eth0": False,
             "128.0.0.1": False, "::2": False, "localhost.example.org": False, "127.0.0.1.example.org": False,
         }.items():  # fmt: skip
             self.assertIs(Target("http", host, 80, "/").loopback, loopback, host)

@@ -16,7 +16,7 @@ from twisted.trial.unittest import TestCase
 
 from commsmgr import config
 from commsmgr.errors import CommsError
-from commsmgr.transport.endpoint import Dialer
+from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.http import HTTPClient
 from commsmgr.transport.websocket import WebSocketClient
 from commsmgr.urls import Target

@@ -13,7 +13,8 @@ from twisted.web.http import FORBIDDEN
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from commsmgr.browsers import is_foreign, is_loopback, names_loopback
+from commsmgr.browsers import is_foreign, names_loopback
+from commsmgr.urls import is_loopback
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "

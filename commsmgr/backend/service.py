@@ -35,6 +35,7 @@ from commsmgr.errors import ConfigError, NotRunning
 from commsmgr.ids import IdSource
 from commsmgr.instants import rfc3339
 from commsmgr.messages import CommandData, Goaway, GoawayData, JSONObject, ResultBody, Settings, SettingsData
+from commsmgr.urls import bracketed
 
 _STOP_GRACE = 1.0
 """Seconds that open connections have for their goodbye when the backend stops."""
@@ -352,7 +353,7 @@ class ReferenceBackend(Service):
     @property
     def _authority(self) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return f"{bracketed(host)}:{self.port}"
 
     def _root(self, switchboard: Switchboard) -> Resource:
         agents = AgentHTTP(

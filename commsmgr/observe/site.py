@@ -32,11 +32,11 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.web import http
 from twisted.web.http_headers import Headers
 
-from commsmgr.browsers import is_foreign, is_loopback, names_loopback
+from commsmgr.browsers import is_foreign, names_loopback
 from commsmgr.errors import ConfigError
 from commsmgr.observe.health import explain, live, ready
 from commsmgr.status import Status
-from commsmgr.urls import Target, listen_address
+from commsmgr.urls import Target, is_loopback, listen_address
 
 _TEXT = "text/plain; charset=utf-8"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"

@@ -30,7 +30,7 @@ from zope.interface import implementer
 
 from commsmgr.errors import CommsError, ConnectFailed, ConnectionEnded, DeadlineExceeded, PeerViolation, UsageError
 from commsmgr.transport.body import BodyCollector, BytesProducer, too_large
-from commsmgr.transport.endpoint import Dialer
+from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.pool import Connection, Pool
 from commsmgr.urls import Target
 

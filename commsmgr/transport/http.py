@@ -31,7 +31,7 @@ from commsmgr.headers import mistake, token_mistake
 from commsmgr.transport.body import gzipped
 from commsmgr.transport.call import Call, HTTPResponse
 from commsmgr.transport.deadline import within
-from commsmgr.transport.endpoint import Dialer
+from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.pool import GRACE, Pool
 from commsmgr.urls import Target
 
@@ -79,7 +79,7 @@ class HTTPClient:
     At most ``4 * settings.connections`` are under way at once, further ones wait for a place; ``settings.connections``
     connections are kept for the next ones.
 
-    :param reactor: what the :class:`~commsmgr.transport.endpoint.Dialer` needs.
+    :param reactor: what the :class:`~commsmgr.transport.dialer.Dialer` needs.
     :param on_exchange: told of each exchange that is over; what it raises is logged and changes nothing.
     :raise ConfigError: ``settings.headers`` has a field that cannot be sent.
     """

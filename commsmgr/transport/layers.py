@@ -1,7 +1,7 @@
 """
 The layers of a connection, each an endpoint: TCP to a host, and TLS over another endpoint.
 
-Neither has a deadline; :mod:`commsmgr.transport.endpoint` lays one over all of them.
+Neither has a deadline; :mod:`commsmgr.transport.dialer` lays one over all of them.
 """
 
 # mypy: allow-untyped-calls

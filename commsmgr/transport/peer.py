@@ -26,7 +26,7 @@ from service_identity.hazmat import DNS_ID, DNSPattern, IPAddress_ID, IPAddressP
 from commsmgr.errors import TLSFailed
 from commsmgr.redact import single_line
 from commsmgr.transport.certificate import describe, facts, listed, pin
-from commsmgr.transport.reasons import CERTIFICATE_ALERTS, CERTIFICATE_REASONS, broken_handshake
+from commsmgr.transport.tls_reasons import CERTIFICATE_ALERTS, CERTIFICATE_REASONS, broken_handshake
 
 
 class TLSFacts(Struct, frozen=True):

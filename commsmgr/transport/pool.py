@@ -22,7 +22,7 @@ from twisted.web._newclient import HTTP11ClientProtocol
 from twisted.web.client import HTTPConnectionPool, _HTTP11ClientFactory
 
 from commsmgr.errors import PeerViolation
-from commsmgr.transport.answer import END_OF_HEAD, HEAD_LIMIT, INTERIM_LIMIT, malformed, status_of
+from commsmgr.transport.http_head import END_OF_HEAD, HEAD_LIMIT, INTERIM_LIMIT, malformed, status_of
 
 IDLE: Final = 4
 """Seconds an unused connection is kept: below the 5 s after which Node, Apache and uvicorn close theirs."""

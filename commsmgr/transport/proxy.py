@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from commsmgr.errors import ConnectFailed, ProxyRefused, TransportError
 from commsmgr.proxies import MAX_PASSWORD, Proxy, credential_mistake
-from commsmgr.transport.tunnel import Answer, basic, read_answer, refusal, request
+from commsmgr.transport.proxy_connect import Answer, basic, read_answer, refusal, request
 
 
 def password_of(proxy: Proxy) -> str:
@@ -157,7 +157,7 @@ class ProxiedEndpoint:
     The way through one proxy to one backend.
 
     :param inner: the way to the proxy itself.
-    :param wanted: host and port of the backend (:func:`commsmgr.transport.tunnel.authority`).
+    :param wanted: host and port of the backend (:func:`commsmgr.transport.proxy_connect.authority`).
     :param wall: seconds since the epoch, for dates in Retry-After.
     :param secret: told of the password, in each form that it travels in, before it is sent: a proxy may quote it.
     :param doing: told what is being waited for.

@@ -62,7 +62,7 @@ from commsmgr.transport.connection import CLOSE_WITHIN, Connection, WebSocketHan
 from commsmgr.transport.connector import EndpointConnector
 from commsmgr.transport.guarded import GuardedProtocol
 from commsmgr.transport.handshake import check_headers
-from commsmgr.urls import Target
+from commsmgr.urls import Target, bracketed
 
 __all__ = ["Connection", "EndpointSource", "WebSocketClient", "WebSocketHandler", "native_acceleration_active"]
 
@@ -74,7 +74,7 @@ DELAY_AFTER_FAULT: Final = 60.0
 
 
 class EndpointSource(Protocol):
-    """Knows the way to a target; implemented by :class:`commsmgr.transport.endpoint.Dialer`."""
+    """Knows the way to a target; implemented by :class:`commsmgr.transport.dialer.Dialer`."""
 
     def endpoint(self, target: Target, *, timeout: float) -> IStreamClientEndpoint:
         """Return a new endpoint; ``timeout``, in seconds, covers name, proxy, TCP and TLS."""
@@ -140,13 +140,12 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
         entropy: Callable[[int], bytes] = os.urandom,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        host = f"[{target.host}]" if ":" in target.host else target.host
         # autobahn seeds the process's generator anew, which is not for it or for us to do.
         generator = random.getstate()
         WebSocketClientFactory.__init__(
             self,
             # With a port in any case: autobahn takes a bare host "unix" for a socket in the file system.
-            url=f"{target.scheme}://{host}:{target.port}{target.path}",
+            url=f"{target.scheme}://{target.host_and_port}{target.path}",
             protocols=list(subprotocols),
             useragent=user_agent,
             reactor=reactor,
@@ -179,7 +178,7 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
             raise ConfigError(wrong, key="http.headers")
         self._clock = reactor
         self._target = target
-        self._host = host
+        self._host = bracketed(target.host)
         self._dialer = dialer
         self._handler = handler
         self._settings = settings

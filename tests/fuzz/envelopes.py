@@ -20,11 +20,11 @@ from commsmgr.errors import PeerViolation
 from commsmgr.messages import FromAgent, FromBackend, HeartbeatAnswer, Push
 from commsmgr.observe.metrics import Metrics
 from commsmgr.session.wire import Decoder, Malformed, decode_old_result, encode
-from tests import strategies, test_reports
+from tests import strategies, test_heartbeats
 from tests.fuzz.kit import Input, nothing_wrong, promise
 from tests.link_kit import LinkBench, Recorder, entry, pass_time
 
-INSTRUMENT = ("commsmgr.session", "commsmgr.openlink", "commsmgr.answers", "commsmgr.liveness", "commsmgr.reports")
+INSTRUMENT = ("commsmgr.session", "commsmgr.openlink", "commsmgr.answers", "commsmgr.liveness", "commsmgr.heartbeats")
 
 TOKENS = (
     *(f'"{name}"'.encode() for name in ("type", "id", "ids", "data", "args", "options", "timeout", "retry_after")),
@@ -78,11 +78,11 @@ def _decoded(decoder: Decoder[msgspec.Struct], union: object, line: bytes) -> No
 
 def _answer(body: bytes) -> None:
     """The answer to a heartbeat is one, or a PeerViolation."""
-    fixture = test_reports.HeartbeatTests("test_content")
+    fixture = test_heartbeats.HeartbeatTests("test_content")
     fixture.setUp()
     outcomes: list[Any] = []
     fixture.send().addBoth(outcomes.append)
-    fixture.requests.waiting[-1].callback(test_reports.answer(body))
+    fixture.requests.waiting[-1].callback(test_heartbeats.answer(body))
     (outcome,) = outcomes
     understood = isinstance(outcome, HeartbeatAnswer)
     promise(understood or isinstance(outcome.value, PeerViolation), "no end of a heartbeat", outcome)

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from commsmgr.errors import ProxyRefused
 from commsmgr.policy.retry import parse_retry_after
+from commsmgr.urls import bracketed
 
 MAX_HEAD_BYTES: Final = 16 << 10
 """Bytes of the proxy's answer, interim answers included."""
@@ -55,7 +56,7 @@ class Answer(Struct, frozen=True):
 
 def authority(host: str, port: int) -> str:
     """Return what to ask a proxy for: always with a port, an IPv6 literal in brackets, no dot at a name's end."""
-    return f"[{host}]:{port}" if ":" in host else f"{host.rstrip('.')}:{port}"
+    return f"{bracketed(host.rstrip('.'))}:{port}"
 
 
 def basic(username: str, password: str) -> str:

@@ -10,9 +10,9 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from commsmgr.auth.renewal import LIFE_OF_THE_DEAD, RENEW_FROM, RENEW_UNTIL, RETRY_CAP, Renewal
 from commsmgr.bearer import Token
 from commsmgr.errors import TokenError
-from commsmgr.renewal import LIFE_OF_THE_DEAD, RENEW_FROM, RENEW_UNTIL, RETRY_CAP, Renewal
 from tests.link_kit import pass_time
 
 EPOCH = 1_700_000_000.0

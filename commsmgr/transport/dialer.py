@@ -33,11 +33,9 @@ from commsmgr.transport.deadline import within
 from commsmgr.transport.layers import TCP, TLS, words
 from commsmgr.transport.peer import TLSFacts
 from commsmgr.transport.proxy import ProxiedEndpoint
+from commsmgr.transport.proxy_connect import authority
 from commsmgr.transport.tls import ContextSource
-from commsmgr.transport.tunnel import authority
 from commsmgr.urls import Target
-
-__all__ = ["Dialer", "TLSFacts"]
 
 SOONER: Final = 0.05
 """

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr.accepted_tokens import AcceptedTokens
+from commsmgr.auth.accepted_tokens import AcceptedTokens
 from commsmgr.bearer import Token
 from commsmgr.policy.tokens import Route
 

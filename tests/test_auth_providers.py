@@ -12,10 +12,10 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr import credentials
+from commsmgr.auth import providers
+from commsmgr.auth.providers import CallableToken, FileToken, NoToken, StaticToken, from_config
 from commsmgr.bearer import Token, check_token, expiry
 from commsmgr.config import Auth
-from commsmgr.credentials import CallableToken, FileToken, NoToken, StaticToken, from_config
 from commsmgr.errors import ConfigError, TokenError
 from commsmgr.interfaces import TokenProvider
 
@@ -88,7 +88,7 @@ class FileTokenTests(SynchronousTestCase):
     def reads(self) -> list[None]:
         """Return a list that grows by one with each reading of the file."""
         reads: list[None] = []
-        self.patch(credentials, "check_token", lambda token: reads.append(None) or check_token(token))
+        self.patch(providers, "check_token", lambda token: reads.append(None) or check_token(token))
         return reads
 
     def test_line_breaks_are_stripped(self) -> None:

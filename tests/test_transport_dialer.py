@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from commsmgr.config import TLS
 from commsmgr.errors import ConnectFailed, DeadlineExceeded, TLSFailed
 from commsmgr.transport.deadline import within
-from commsmgr.transport.endpoint import Dialer
+from commsmgr.transport.dialer import Dialer
 from commsmgr.urls import Target
 from tests.loopback import FixedResolver, ReactorWith, Recording, listen
 

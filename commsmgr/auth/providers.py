@@ -130,8 +130,8 @@ class CallableToken:
     """
     Tokens from the embedding agent.
 
-    The manager keeps one whose end is known until it is time for the next (:mod:`commsmgr.renewal`), and calls for each
-    use otherwise.
+    The manager keeps one whose end is known until it is time for the next (:mod:`commsmgr.auth.renewal`), and calls for
+    each use otherwise.
 
     :param func: returns the token, as a string or, if it knows when it ends, as a :class:`~commsmgr.bearer.Token`; or
         a Deferred or coroutine of it.

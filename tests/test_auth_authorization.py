@@ -15,15 +15,15 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
-from commsmgr.accepted_tokens import AcceptedTokens
-from commsmgr.authorization import HTTP, WEBSOCKET, Authorization
+from commsmgr.auth.accepted_tokens import AcceptedTokens
+from commsmgr.auth.authorization import HTTP, WEBSOCKET, Authorization
+from commsmgr.auth.providers import FileToken, StaticToken
+from commsmgr.auth.renewal import Renewal
 from commsmgr.bearer import Token
-from commsmgr.credentials import FileToken, StaticToken
 from commsmgr.errors import HTTPStatusError, TokenError
 from commsmgr.observe.metrics import Metrics
 from commsmgr.policy.tokens import FREE, Route, TokenTable
 from commsmgr.redact import Redactor
-from commsmgr.renewal import Renewal
 from commsmgr.status import TokenStatus
 from tests.link_kit import FakeToken, House, pass_time
 from tests.test_link import Bench

@@ -19,7 +19,8 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from commsmgr.accepted_tokens import AcceptedTokens
+from commsmgr.auth.accepted_tokens import AcceptedTokens
+from commsmgr.auth.renewal import Renewal
 from commsmgr.bearer import Token, as_token
 from commsmgr.errors import CommsError, TokenError
 from commsmgr.instants import shown
@@ -27,7 +28,6 @@ from commsmgr.interfaces import TokenProvider
 from commsmgr.observe.metrics import Metrics
 from commsmgr.policy.tokens import Held, Route, TokenTable
 from commsmgr.redact import Redactor
-from commsmgr.renewal import Renewal
 from commsmgr.status import TokenStatus
 
 HTTP, WEBSOCKET = "http", "websocket"

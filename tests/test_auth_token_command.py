@@ -14,10 +14,10 @@ from twisted.internet.process import ProcessReader, reapProcessHandlers
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from commsmgr.auth.renewal import Renewal
+from commsmgr.auth.token_command import MAX_OUTPUT, TokenCommand
 from commsmgr.bearer import Token
 from commsmgr.errors import ConfigError, TokenError
-from commsmgr.renewal import Renewal
-from commsmgr.token_command import MAX_OUTPUT, TokenCommand
 from tests.processes import PATIENCE, ProcessTestCase, pause, reactor
 
 SECRET = "s3cr3t-of-the-command"
@@ -157,7 +157,7 @@ if sys.argv[1] == "ignored":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from commsmgr import token_command
+from commsmgr.auth import token_command
 token_command.REAP_TRIES = 10
 command = token_command.TokenCommand(["/bin/sh", "-c", sys.argv[2]], reactor=reactor, wall=time.time)
 def run():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr.transport.tunnel import MAX_HEAD_BYTES, Answer, authority, basic, read_answer, refusal, request
+from commsmgr.transport.proxy_connect import MAX_HEAD_BYTES, Answer, authority, basic, read_answer, refusal, request
 
 
 def read(data: bytes) -> Answer:
