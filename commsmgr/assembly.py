@@ -261,7 +261,7 @@ class Run:
             Step("observe", start_site, stop_observe, share=1.0),
             Step("transport", self._check_transport, nothing),
             Step("spool", self._open_spool, self._close_spool, share=1.0),
-            Step("credentials", self._authorization.start, self._authorization.stop),
+            Step("tokens", self._authorization.start, self._authorization.stop),
             Step("backends", self.backends.start, stop_backends, share=0.7),
             Step("delivery", self.delivery.start, stop_delivery, share=0.4),
             Step("commands", self.runner.start if self.runner else lambda: None, stop_runner, share=0.4),

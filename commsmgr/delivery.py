@@ -31,7 +31,7 @@ from commsmgr import config
 from commsmgr.errors import NotRunning, SpoolError
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import OpenLink
-from commsmgr.policy.burst import Burst
+from commsmgr.policy.log_throttle import LogThrottle
 from commsmgr.posting import Posting
 from commsmgr.requests import Requests
 from commsmgr.session.conversation import Nacked
@@ -103,7 +103,7 @@ class Delivery:
         }
         self._progress: Waiters[None] = Waiters()
         self._sent: dict[int, tuple[str, float]] = {}
-        self._burst = Burst(clock.seconds)
+        self._throttle = LogThrottle(clock.seconds)
         self._loops: list[Deferred[None]] = []
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class Delivery:
             self._paused_until = max(self._paused_until, now + wait)
             self._paused_by = link.backend
             self._metrics.message("command_result", "out", "deferred")
-            suppressed = self._burst.allow("deferred")
+            suppressed = self._throttle.allow("deferred")
             if suppressed is not None:
                 self.log.warn(
                     "{backend} does not take {message_id} now ({reason}); it goes again in {wait:.1f} s"
@@ -317,7 +317,7 @@ class Delivery:
                 timer.cancel()
 
     def _bury(self, seq: int, message_id: str, reason: str) -> None:
-        suppressed = self._burst.allow(reason.partition(":")[0])
+        suppressed = self._throttle.allow(reason.partition(":")[0])
         if suppressed is not None:
             self.log.warn(
                 "{message_id} cannot be delivered: {reason}; it is given up, and kept as a dead letter if the bounds of"

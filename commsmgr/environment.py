@@ -11,6 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 
+from commsmgr import proxies
 from commsmgr._version import __version__
 from commsmgr.auth import providers
 from commsmgr.auth.accepted_tokens import AcceptedTokens
@@ -24,7 +25,6 @@ from commsmgr.instants import rfc3339
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.observe.metrics import Metrics
 from commsmgr.policy.tokens import TokenTable
-from commsmgr.proxies import choose
 from commsmgr.redact import Redactor
 from commsmgr.rules import TOKEN_SOURCES
 from commsmgr.spool import Executor
@@ -66,7 +66,7 @@ class Environment:
             self.config.tls,
             observe_tls=observe_tls,
             # Chosen once a run for each target, whatever becomes of the process's environment meanwhile.
-            proxy=cache(partial(choose, self.config.proxy, self.environ)),
+            proxy=cache(partial(proxies.choose, self.config.proxy, self.environ)),
             user_agent=user_agent,
             wall=self.wall,
             secret=self.redactor.secret,

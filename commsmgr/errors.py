@@ -183,18 +183,14 @@ class ProxyRefused(ConnectFailed):
     The proxy opened no way to the backend (RFC 9110 section 9.3.6); nothing was sent to it.
 
     :param status: the HTTP status code that the proxy answered with, or 0 when its answer was no HTTP.
-    :param schemes: by which the proxy would know its clients (Proxy-Authenticate), in lower case.
     :param retry_after: seconds the proxy asked to wait, or None.
     """
 
     advice = "this is the proxy's answer, not the backend's: look at [proxy] or the environment, and at the proxy's log"
 
-    def __init__(
-        self, fact: str = "", *, status: int = 0, schemes: tuple[str, ...] = (), retry_after: float | None = None
-    ) -> None:
+    def __init__(self, fact: str = "", *, status: int = 0, retry_after: float | None = None) -> None:
         super().__init__(fact)
         self.status = status
-        self.schemes = schemes
         self.retry_after = retry_after
 
 

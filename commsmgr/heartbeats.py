@@ -19,7 +19,7 @@ from commsmgr.machine import Identity
 from commsmgr.messages import CommandEnvelope, Delivery, Heartbeat, HeartbeatAnswer, SystemHealth
 from commsmgr.observe.metrics import Metrics
 from commsmgr.outgoing import encode_data, unicode
-from commsmgr.policy.burst import Burst
+from commsmgr.policy.log_throttle import LogThrottle
 from commsmgr.requests import Requests
 from commsmgr.sanitise import Malformed
 from commsmgr.session.conversation import CommandArrived
@@ -77,7 +77,7 @@ class Heartbeats:
         self._on_command = on_command
         self._losses = losses
         self._metrics = metrics
-        self._burst = Burst(seconds)
+        self._throttle = LogThrottle(seconds)
         self._began = seconds()
         self._acked: list[str] = []
 
@@ -151,7 +151,7 @@ class Heartbeats:
                 command = self._commands.read(raw)
             except Malformed as error:
                 self._metrics.invalid(error.reason)
-                suppressed = self._burst.allow(error.reason)
+                suppressed = self._throttle.allow(error.reason)
                 if suppressed is not None:
                     self.log.warn(
                         "a command in a heartbeat's answer cannot be used: {error} ({suppressed} more like it before)",

@@ -31,7 +31,7 @@ from commsmgr.channel import CommandChannel
 from commsmgr.errors import CommsError
 from commsmgr.messages import Command, CommandData, Result, ResultStatus
 from commsmgr.observe.metrics import Metrics
-from commsmgr.policy.burst import Burst
+from commsmgr.policy.log_throttle import LogThrottle
 from commsmgr.policy.rate import TokenBucket
 from commsmgr.session.conversation import CommandArrived
 from commsmgr.spool import Accepted, Duplicate, Opened, Spool, StoredCommand
@@ -93,7 +93,7 @@ class Intake:
         self._say = say
         self._accepting = 0
         self._asking = 0
-        self._burst = Burst(clock.seconds)
+        self._throttle = LogThrottle(clock.seconds)
         rate = whole.commands.max_rate
         self._rate = TokenBucket(rate, BURST * rate, clock.seconds)
 
@@ -175,7 +175,7 @@ class Intake:
     def _is_known(self, known: Duplicate, source: CommandSource, arrived: CommandArrived) -> None:
         source.acknowledge(arrived.id)
         self._metrics.message("command", "in", "duplicate")
-        suppressed = self._burst.allow("duplicate")
+        suppressed = self._throttle.allow("duplicate")
         if suppressed is not None:
             self.log.info(
                 "command {message_id} came again: it is not run again ({suppressed} more before)",
@@ -224,7 +224,7 @@ class Intake:
     def _refuse(self, source: CommandSource, arrived: CommandArrived, why: str, *, unknown: bool) -> None:
         """Refuse a command, by a result only if it is certain that it is ``unknown`` and so has no other."""
         self._metrics.message("command", "in", "refused")
-        suppressed = self._burst.allow("refused")
+        suppressed = self._throttle.allow("refused")
         if suppressed is not None:
             self.log.warn(
                 "command {message_id} not taken: {why} ({suppressed} more before)",

@@ -29,7 +29,7 @@ from commsmgr.errors import PeerSilent
 from commsmgr.liveness import Liveness
 from commsmgr.messages import LossReport, Push
 from commsmgr.observe.metrics import Metrics
-from commsmgr.policy.burst import Burst
+from commsmgr.policy.log_throttle import LogThrottle
 from commsmgr.session.barrier import Barrier
 from commsmgr.session.conversation import (
     Acked,
@@ -132,7 +132,7 @@ class OpenLink:
         self._drained: Waiters[int] = Waiters()
         self._draining = False
         self._ended = False
-        self._burst = Burst(clock.seconds)
+        self._throttle = LogThrottle(clock.seconds)
 
     # -----------------------------------------------------------------------------------------------------------------
     # From open to registered
@@ -351,7 +351,7 @@ class OpenLink:
 
     def _invalid(self, reason: str, detail: str) -> None:
         self._metrics.invalid(reason)
-        suppressed = self._burst.allow(reason)
+        suppressed = self._throttle.allow(reason)
         if suppressed is not None:
             self.log.warn(
                 "{backend} sent what cannot be used: {reason}: {detail} ({suppressed} more like it before)",

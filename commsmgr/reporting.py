@@ -21,7 +21,7 @@ from commsmgr import config
 from commsmgr.errors import CommsError, QueueFull, SpoolWriteFailed
 from commsmgr.messages import Result
 from commsmgr.observe.metrics import Metrics
-from commsmgr.policy.burst import Burst
+from commsmgr.policy.log_throttle import LogThrottle
 from commsmgr.results import encode_result
 from commsmgr.spool import RESULT_KIND, Lane, Spool
 
@@ -67,7 +67,7 @@ class Reporting:
         self._on_accepted = accepted
         self._metrics = metrics
         self._clock = clock
-        self._burst = Burst(clock.seconds)
+        self._throttle = LogThrottle(clock.seconds)
         self._aside: dict[Deferred[object], None] = {}  # in order, which a set has not
 
     async def report(self, result: Result, *, ttl: float | None = None) -> str:
@@ -85,7 +85,7 @@ class Reporting:
             try:
                 return await self.report(result)
             except (QueueFull, SpoolWriteFailed) as error:
-                suppressed = self._burst.allow(type(error).__name__)
+                suppressed = self._throttle.allow(type(error).__name__)
                 if suppressed is not None:
                     self.log.warn(
                         "the result of {message_id} waits: {error} ({suppressed} more before)",

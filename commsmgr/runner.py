@@ -18,7 +18,7 @@ from commsmgr.errors import InvalidMessage, NotRunning, SpoolError, UsageError
 from commsmgr.interfaces import CommandHandler
 from commsmgr.messages import Command, Result
 from commsmgr.observe.metrics import Metrics
-from commsmgr.policy.burst import Burst
+from commsmgr.policy.log_throttle import LogThrottle
 from commsmgr.waiters import Overrun, bounded
 
 AGAIN = 1.0
@@ -53,7 +53,7 @@ class CommandRunner:
         self._concurrency = concurrency
         self._report = report
         self._clock = clock
-        self._burst = Burst(clock.seconds)
+        self._throttle = LogThrottle(clock.seconds)
         self._metrics = metrics
         self._loops: list[Deferred[None]] = []
         self._given_up = False
@@ -101,7 +101,7 @@ class CommandRunner:
             try:
                 return await self._channel.get()
             except SpoolError as error:
-                suppressed = self._burst.allow(type(error).__name__)
+                suppressed = self._throttle.allow(type(error).__name__)
                 if suppressed is not None:
                     self.log.warn(
                         "a command waits: {error} ({suppressed} more before)",

@@ -254,7 +254,7 @@ class Metrics:
         self._requests.observe((route if route in _ROUTES else OTHER, outcome), seconds)
 
     def invalid(self, reason: str) -> None:
-        """A message from a backend was not understood; ``reason`` is one of the session's."""
+        """A message from a backend was not understood; ``reason`` is a ``Malformed``'s, or ``wrong-machine``."""
         self._invalid.add((reason,), 1)
 
     def command_finished(self, status: str, seconds: float) -> None:

@@ -27,7 +27,7 @@ from zope.interface import implementer
 from commsmgr import config
 from commsmgr.errors import ConfigError, ConnectFailed, DeadlineExceeded, TLSFailed, TransportError
 from commsmgr.instants import shown
-from commsmgr.policy.burst import Burst
+from commsmgr.policy.log_throttle import LogThrottle
 from commsmgr.proxies import Proxy
 from commsmgr.transport.deadline import within
 from commsmgr.transport.layers import TCP, TLS, words
@@ -82,7 +82,7 @@ class Dialer:
         self._user_agent = user_agent
         self._wall = wall
         self._secret = secret
-        self._burst = Burst(reactor.seconds)
+        self._throttle = LogThrottle(reactor.seconds)
 
     def check(self) -> None:
         """
@@ -184,7 +184,7 @@ class Dialer:
                 self._observe_tls(target, facts)
 
     def _refused(self, target: Target, error: TLSFailed) -> None:
-        held_back = self._burst.allow(f"{error.host} {error.check}")
+        held_back = self._throttle.allow(f"{error.host} {error.check}")
         if held_back is not None:
             self.log.warn(
                 "{authority}: TLS is refused ({check}): {error} ({suppressed} more like it before)",

@@ -126,7 +126,6 @@ def refusal(asked: str, answer: Answer, *, credentials: bool, now: float) -> Pro
     return ProxyRefused(
         f"{asked} was answered with {said}{_meaning(answer, credentials)}",
         status=answer.status,
-        schemes=answer.schemes,
         retry_after=None if answer.retry_after is None else parse_retry_after(answer.retry_after, now, math.inf),
     )
 

@@ -9,7 +9,17 @@ from commsmgr.errors import ConfigError
 from commsmgr.settings import check, from_toml
 from tests.fuzz.kit import nothing_wrong, promise
 
-INSTRUMENT = ("commsmgr.settings", "commsmgr.rules", "commsmgr.shape", "commsmgr.urls", "commsmgr.headers", "tomllib")
+INSTRUMENT = (
+    "commsmgr.settings",
+    "commsmgr.rules",
+    "commsmgr.shape",
+    "commsmgr.urls",
+    "commsmgr.headers",
+    "commsmgr.patterns",
+    "commsmgr.proxies",
+    "commsmgr.noproxy",
+    "tomllib",
+)
 
 SECRET = "s3cr3t-value"
 

@@ -24,7 +24,14 @@ from tests import strategies, test_heartbeats
 from tests.fuzz.kit import Input, nothing_wrong, promise
 from tests.link_kit import LinkBench, Recorder, entry, pass_time
 
-INSTRUMENT = ("commsmgr.session", "commsmgr.openlink", "commsmgr.answers", "commsmgr.liveness", "commsmgr.heartbeats")
+INSTRUMENT = (
+    "commsmgr.sanitise",
+    "commsmgr.session",
+    "commsmgr.openlink",
+    "commsmgr.answers",
+    "commsmgr.liveness",
+    "commsmgr.heartbeats",
+)
 
 TOKENS = (
     *(f'"{name}"'.encode() for name in ("type", "id", "ids", "data", "args", "options", "timeout", "retry_after")),

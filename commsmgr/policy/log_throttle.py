@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-class Burst:
+class LogThrottle:
     """
-    Lets one log line through per burst and reason, and counts the others.
+    Lets one log line of a reason through per interval, and counts the others.
 
     :param seconds: a clock; which one does not matter, and when it steps back a line more comes through.
     :param interval: seconds between two lines of the same reason.
