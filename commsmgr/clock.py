@@ -52,12 +52,16 @@ class _Reader:
     A descriptor with a counter, a timerfd or an eventfd, that is open and among the reactor's readers while it is used.
 
     :param ring: called on the reactor's thread when it has counted something.
+    :param over: called when the reactor gives up all that it reads, at its end.
     """
 
-    def __init__(self, reactor: Any, open: Callable[[], int], ring: Callable[[], None]) -> None:
+    def __init__(
+        self, reactor: Any, open: Callable[[], int], ring: Callable[[], None], over: Callable[[], None]
+    ) -> None:
         self._reactor = reactor
         self._open = open
         self._ring = ring
+        self._over = over
         self._descriptor = -1
 
     def __repr__(self) -> str:
@@ -92,6 +96,7 @@ class _Reader:
     def connectionLost(self, reason: Failure) -> None:
         """The reactor ends."""
         self.close()
+        self._over()
 
     def logPrefix(self) -> str:
         """Return what the log calls it."""
@@ -106,14 +111,17 @@ class Alarm:
 
     :param seconds: that clock.
     :param ring: called on the reactor's thread when the time has come, and now and then for nothing.
+    :param over: called when the reactor ends, and will ring no more.
     """
 
-    def __init__(self, reactor: Any, seconds: Callable[[], float], ring: Callable[[], None]) -> None:
+    def __init__(
+        self, reactor: Any, seconds: Callable[[], float], ring: Callable[[], None], over: Callable[[], None]
+    ) -> None:
         self._seconds = seconds
         self._ring = ring
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._timer = _Reader(reactor, self._open_timer, self._timer_rang)
-        self._bell = _Reader(reactor, lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), ring)
+        self._timer = _Reader(reactor, self._open_timer, self._timer_rang, over)
+        self._bell = _Reader(reactor, lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), ring, over)
         self._at: float | None = None
 
     def set(self, at: float) -> None:
@@ -182,11 +190,11 @@ class SteadyReactor:
         self,
         reactor: Any,
         seconds: Callable[[], float] = boottime,
-        alarm: Callable[[Any, Callable[[], float], Callable[[], None]], Alarm] = Alarm,
+        alarm: Callable[[Any, Callable[[], float], Callable[[], None], Callable[[], None]], Alarm] = Alarm,
     ) -> None:
         self._reactor = reactor
         self.seconds = seconds
-        self._alarm = alarm(reactor, seconds, self._run)
+        self._alarm = alarm(reactor, seconds, self._run, self._forget)
         # Those that are to be called, and in the heap where each stands: its time, then the order of asking. An entry
         # is left behind when its call is cancelled, or is to come earlier. Outside of _run the first one is always
         # meant, and the alarm is set for it.
@@ -237,8 +245,16 @@ class SteadyReactor:
 
     def _cancelled(self, call: DelayedCall) -> None:
         self._calls.discard(call)
-        if not self._is_running and self._heap[0][2] is call:
+        if not self._is_running and self._heap and self._heap[0][2] is call:
             self._arm()
+
+    def _forget(self) -> None:
+        """The reactor has ended: what was asked for will not be called, as with the reactor's own calls."""
+        # Left in the heap the first would pass for the one that the alarm is set for. A reactor that goes on all the
+        # same, as trial's does after a test that left something behind, would never call anything again.
+        self._calls.clear()
+        self._heap.clear()
+        self._alarm.close()
 
     def _is_meant(self, entry: tuple[float, int, DelayedCall]) -> bool:
         return entry[2] in self._calls and entry[2].time == entry[0]

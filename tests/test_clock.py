@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from twisted.internet import reactor as installed
 from twisted.internet.defer import Deferred
-from twisted.internet.error import AlreadyCalled, AlreadyCancelled
+from twisted.internet.error import AlreadyCalled, AlreadyCancelled, ConnectionDone
 from twisted.internet.interfaces import IReactorFDSet, IReactorPluggableNameResolver, IReactorTCP, IReactorTime
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import MemoryReactorClock
@@ -34,8 +34,11 @@ def clocks() -> list[Any]:
 class HandWound:
     """Stands in for an alarm: rings when it is told to."""
 
-    def __init__(self, reactor: Any, seconds: Callable[[], float], ring: Callable[[], None]) -> None:
+    def __init__(
+        self, reactor: Any, seconds: Callable[[], float], ring: Callable[[], None], over: Callable[[], None]
+    ) -> None:
         self.ring = ring
+        self.over = over
         self.at: float | None = None
         self.history: list[float | None] = []
 
@@ -229,6 +232,18 @@ class OnARealReactor(TestCase):
         self.assertEqual([0.0, 0.0, 0.01, 0.02, 0.03], [delay for delay, _ in called])
         for delay, came in called:
             self.assertGreaterEqual(came, delay)
+
+    async def test_given_up(self) -> None:
+        """What the reactor gives up with all its readers is not called, and does not stand before what comes later."""
+        given_up = [self.clock.callLater(delay, self.fail) for delay in (0, 1000)]
+        for reader in clocks():
+            reactor.removeReader(reader)
+            reader.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(([], []), (self.clock.getDelayedCalls(), clocks()))
+        await deferLater(self.clock, 0)
+        for call in given_up:
+            call.cancel()
+        self.assertEqual([], self.clock.getDelayedCalls())
 
     async def test_many_turns(self) -> None:
         """One call after the other for the very next turn; beside them the reactor goes on."""
