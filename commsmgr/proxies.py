@@ -66,7 +66,7 @@ def choose(settings: config.Proxy, environ: Mapping[str, str], target: Target) -
     if bypasses(settings.no_proxy, target.host, target.port):
         return None
     if settings.url:
-        return _from_settings(settings)
+        return configured(settings)
     name = _variable(environ, target.secure) if settings.environment else ""
     if not name:
         return None
@@ -85,7 +85,12 @@ def credential_mistake(username: str, password: str) -> str:
     return ""
 
 
-def _from_settings(settings: config.Proxy) -> Proxy:
+def configured(settings: config.Proxy) -> Proxy:
+    """
+    Return the proxy that ``proxy.url``, which is not empty, names, whoever is to be reached through it.
+
+    :raise ConfigError: it cannot be used.
+    """
     if "@" in settings.url:
         raise ConfigError("user and password belong in proxy.username and proxy.password_file", key="proxy.url")
     return Proxy(

@@ -209,6 +209,13 @@ def _proxy_rules(config: Config, environ: Mapping[str, str]) -> Iterator[Mistake
             yield f"proxy.no_proxy[{index}]", f"{wrong}, found {json.dumps(entry[:60])}"
     yield from _proxy_credential_rules(proxy)
     told: set[str] = set()
+    if proxy.url:
+        # Even if no backend is reached through it yet.
+        try:
+            proxies.configured(proxy)
+        except ConfigError as error:
+            yield error.key, error.mistake
+            told.add(error.key)
     for parse in (http_target, websocket_target):
         for backend in config.backends:
             try:

@@ -166,6 +166,13 @@ class Rules(SynchronousTestCase):
         ):
             self.assertEqual(self.lines(f"[proxy]\n{text}"), [expected])
 
+    def test_settings_that_no_backend_needs(self) -> None:
+        """A URL in ``[proxy]`` is checked even while every backend is reached directly."""
+        self.assertEqual(
+            self.lines('[proxy]\nurl = "ftp://p:1"', url="http://127.0.0.1:1"),
+            ["agent.toml: proxy.url: expected http:// or https://, found ftp"],
+        )
+
     def test_password_file(self) -> None:
         """A password belongs to somebody, and its file is a file."""
         path = self.mktemp()
