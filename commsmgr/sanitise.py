@@ -184,10 +184,10 @@ class Form:
         self._inner: dict[str, Form] = {}
         # Whether an encoding has nothing that the message may not have had: defaults that are left out are in neither.
         self._exact = True
-        self._defaults: list[tuple[bytes, int]] = []
+        self._defaults: list[tuple[bytes, bytes]] = []
         names = self._look_at(struct, "")
         # What may stand in several places tells nothing.
-        self._defaults = [(key, quotes) for key, quotes in self._defaults if names.count(key) == 1]
+        self._defaults = [(key, value) for key, value in self._defaults if names.count(key) == 1]
 
     def _look_at(self, struct: type[Struct], path: str) -> list[bytes]:
         """Take in what ``struct``, at ``path`` in the message, declares; return the keys that can stand there."""
@@ -200,8 +200,10 @@ class Form:
             names.append(_key(field.encode_name))
             if not field.required:
                 self._exact = self._exact and struct.__struct_config__.omit_defaults
-                if field.default in ("", None, msgspec.NODEFAULT):
-                    self._defaults.append((_key(field.encode_name), 4 if field.default == "" else 2))
+                if field.default in ("", None):
+                    self._defaults.append((_key(field.encode_name), _encode(field.default)))
+                elif field.default_factory is not msgspec.NODEFAULT:
+                    self._defaults.append((_key(field.encode_name), _encode(field.default_factory())))
             # What may be absent altogether (UNSET, which is told as no default at all) has no fields to look at.
             made = field.default_factory is not msgspec.NODEFAULT
             there = field.required or isinstance(field.default, Struct) or made
@@ -256,21 +258,26 @@ class Form:
             for part in get_parts(message) or ():
                 form.check(part)
 
-    def accounts_for(self, payload: bytes, message: Struct) -> bool:
+    def accounts_for(self, payload: bytes, message: Struct, *, everywhere: bool = False) -> bool:
         """
-        Say whether ``payload``, of which ``message`` was decoded, certainly has no key twice and none that is unknown.
+        Say whether ``payload``, of which ``message`` was decoded, certainly has no key twice, and none that is unknown.
 
         Each key, and each text, brings two quotes.
+
+        :param everywhere: whether a key also counts as unknown that stands, with its default, where another does.
         """
         if not self._exact or (_BACKSLASH in payload and b"\\u0022" in payload):
             return False
         encoded = _encode(message)
         spare = payload.count(b'"') - encoded.count(b'"')
-        if spare > 0:
-            # Some backends write what is the default anyway. Of a key that is there twice only one is counted.
-            for key, quotes in self._defaults:
-                if key in payload and key not in encoded and b"\\" + key not in payload:
-                    spare -= quotes
+        if spare > 0 and not everywhere:
+            # Some backends write what is the default anyway. Of a key that is there twice only one is counted. Without
+            # its value it would not do: with any other one, in a part that was dropped, a key brings fewer quotes than
+            # are taken off for it, and makes room for those of what is there twice.
+            for key, value in self._defaults:
+                written = key + value in payload or key + b" " + value in payload
+                if written and key not in encoded and b"\\" + key not in payload:
+                    spare -= 2 + value.count(b'"')
         return spare == 0
 
     def unknown(self, value: object) -> str | None:
@@ -314,7 +321,7 @@ def check_understood(form: Form, message: Struct, payload: bytes, refuse_unknown
     :raise Malformed: ``bad-fields``, ``duplicate-key``, ``number-range`` or ``unknown-field``.
     """
     form.check(message)
-    if form.accounts_for(payload, message):
+    if form.accounts_for(payload, message, everywhere=refuse_unknown):
         return
     scan(payload)
     if refuse_unknown and (path := form.unknown(msgspec.json.decode(payload))):

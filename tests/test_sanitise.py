@@ -28,11 +28,11 @@ FIELDS = {
     "command": ["", "x", "command", 'say "args": "x"', "\\", '\\"command', "é"],
     "args": [[], ["args"], ["", "options"]],
     "timeout": [0, 0.0, 30],
-    "options": [{}, {"args": "x"}, {"command": 1, "o": [{"p": 1}]}, {"n": 1 << 64}],
+    "options": [{}, {"args": "x"}, {"command": 1, "o": [{"p": 1}]}, {"n": 1 << 64}, {"timestamp": 1, "command": 1}],
     "message": ["", "m"],
     "retry_after": [None, 0, 1],
     "machine_id": ["", "m\x1b"],
-    "new": [1, {"args": []}],
+    "new": [1, {"args": []}, {"timestamp": 1, "command": 1}, {"id": 1}],
 }
 
 
@@ -112,6 +112,9 @@ class DuplicateTests(SynchronousTestCase):
             '{"type":"command","id":"c","data":{"timestamp":"","timestamp":""}}',
             '{"type":"zz","id":"c","data":[{"a":1,"a":2}]}',
             '{"type":"zz","type":"command","id":"c","data":{}}',
+            # Keys with defaults, elsewhere and without their quotes, make up for what is there twice.
+            '{"type":"command","id":"c","data":{"options":{"timestamp":1,"command":1,"dry_run":true},"options":{}}}',
+            '{"type":"command","id":"c","data":{"timeout":1,"timeout":9},"new":{"timestamp":1,"command":1}}',
         ):
             error = self.refused(text.encode())
             self.assertEqual((error.reason, error.id), ("duplicate-key", "c"), text)
@@ -146,6 +149,17 @@ class DuplicateTests(SynchronousTestCase):
                 decoded = self.decoder.decode(payload, True)
                 assert isinstance(decoded, CommandEnvelope)
                 self.assertEqual(decoded.data.options, data.get("options"))
+
+    def test_unknown_among_defaults(self) -> None:
+        """A field that is not declared is found beside keys that are, wherever those stand."""
+        decoder: Decoder[FromBackend] = Decoder(FromBackend, max_bytes=4096, max_depth=8, refuse_unknown=True)
+        for text in (
+            '{"type":"ping","new":{"id":1}}',
+            '{"type":"ping","new":{"id":""}}',
+            '{"type":"command","id":"c","data":{"timestamp":""}}',
+        ):
+            error = self.assertRaises(Malformed, decoder.decode, text.encode(), True)
+            self.assertEqual(error.reason, "unknown-field", text)
 
     @bounded
     @given(written(), st.booleans())
