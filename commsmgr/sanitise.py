@@ -8,7 +8,7 @@ Theory of operation. What came from a peer passes three times, and each pass is 
 3. A :class:`Form`, made from the same declarations, looks at what was understood: characters of ids and names, and
    integers in data without a schema. Then the message is encoded anew, without defaults. Has the payload no more quotes
    than that, it has neither a key twice nor a field that we do not know, and this settles nearly every message.
-   Otherwise :func:`scan` reads it again, key by key.
+   Otherwise :func:`scan` reads it again.
 
 Decoders differ in which of two equal keys they believe (RFC 8259 section 4), so that a proxy or an auditor could read
 another command than the agent; such a message has no meaning. So has a number that a reader cannot hold.
@@ -113,6 +113,9 @@ def depth(payload: bytes) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # 3. What was understood
 
+READ_AGAIN: Final = 1024
+"""Bytes up to which an object that can be read in two ways is read key by key, to say which key it is."""
+
 
 class _Scan:
     """What :func:`scan` finds; the objects themselves are dropped as they are read."""
@@ -148,11 +151,38 @@ class _Scan:
 
 def scan(payload: bytes) -> None:
     """
-    Read a JSON object key by key.
+    See whether a JSON object can be read in two ways.
 
-    :raise Malformed: ``duplicate-key`` or ``number-range``, with the message's id unless that is one of the keys that
-        are there twice; ``too-deep`` when the stack is used up; ``not-json``.
+    Decoded and encoded anew it has fewer quotes than before if, and only if, a key was there twice. To read it key by
+    key takes many times as long, and a peer could keep us at that: only what is short is, to say which key it was.
+
+    :raise Malformed: ``duplicate-key`` or ``number-range``, with the message's id unless that may be one of the keys
+        that are there twice; ``too-deep`` when the stack is used up; ``not-json``.
     """
+    try:
+        value = msgspec.json.decode(payload)
+        # It knows integers of 64 bits only, and looks for them faster than we could.
+        msgspec.msgpack.encode(value)
+        quotes = _encode(value).count(b'"')
+    except RecursionError:
+        raise Malformed("too-deep", "more levels than the stack has room for") from None
+    except (msgspec.ValidationError, OverflowError):
+        reason, detail = "number-range", "a number beyond the largest of 64 bits"
+    except msgspec.DecodeError as error:
+        raise Malformed("not-json", str(error)) from None
+    else:
+        # In pairs, so that a backslash before a u is one that escapes.
+        escaped = payload.replace(b"\\\\", b"").count(b"\\u0022")
+        if payload.count(b'"') + escaped == quotes:
+            return
+        reason, detail = "duplicate-key", "one object at least has a key twice"
+    if len(payload) <= READ_AGAIN:
+        _read_again(payload)
+    raise Malformed(reason, f"{detail}, in {len(payload)} bytes", id=_only_id(payload))
+
+
+def _read_again(payload: bytes) -> None:
+    """Read it key by key, and raise what is found, as :func:`scan` does."""
     found = _Scan()
     decoder = json.JSONDecoder(
         object_pairs_hook=found.pairs, parse_int=found.integer, parse_float=found.float, strict=True
@@ -167,6 +197,21 @@ def scan(payload: bytes) -> None:
         ids = [value for key, value in found.outermost if key == "id"]
         own = ids[0] if len(ids) == 1 and isinstance(ids[0], str) else None
         raise Malformed(found.reason, found.detail, id=own)
+
+
+def _only_id(payload: bytes) -> str | None:
+    """Return the id of an object none of whose own keys is there twice; None if there is none, or one is."""
+    try:
+        members = _members.decode(payload)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    quotes = sum(2 + bytes(value).count(b'"') for value in members.values())
+    if any('"' in key for key in members) or quotes != payload.count(b'"'):
+        return None
+    try:
+        return _text.decode(members.get("id", b""))
+    except msgspec.DecodeError:
+        return None
 
 
 class Form:
@@ -295,6 +340,8 @@ class Form:
 
 _BACKSLASH = ord("\\")  # as a number it is found several times faster
 _encode = msgspec.json.Encoder().encode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text = msgspec.json.Decoder(str)
 
 
 def _key(name: str) -> bytes:
