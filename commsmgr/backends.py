@@ -10,15 +10,15 @@ One backend is active at a time, at first the first. Theory of operation:
   left the next HTTP request (usually a heartbeat) goes there first, and its success moves the WebSocket back. While
   the active one does not work either, any backend that answers is turned to at once. The link begins afresh then, but
   not more often than every ``return_after`` seconds: what HTTP proves need not hold for WebSockets.
-- *HTTP* goes to the active backend unless its breaker is open, then to the others in order. The breaker sees HTTP
-  only: a WebSocket that some proxy cuts must not close the way around it.
+- *HTTP* goes to the active backend unless its breaker is open or it has just refused the token, then to the others in
+  order. The breaker sees HTTP only: a WebSocket that some proxy cuts must not close the way around it.
 
 The old link is said goodbye to before the new one is started, so that a machine never has two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
@@ -102,13 +102,14 @@ class Backends:
     # -----------------------------------------------------------------------------------------------------------------
     # HTTP
 
-    def for_request(self) -> Line:
+    def for_request(self, refuses: Callable[[Line], bool] = lambda line: False) -> Line:
         """
         Return the line for one HTTP request; its breaker has given a permit, and must be told the outcome.
 
+        :param refuses: says of a line that it takes no token now; such lines come last.
         :raise BreakerOpen: every backend is being left alone; it says for how long.
         """
-        for line in self._in_order():
+        for line in sorted(self._in_order(), key=refuses):
             if line.breaker.try_acquire():
                 return line
         wait = min(line.breaker.retry_in() for line in self.lines)

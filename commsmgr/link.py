@@ -21,11 +21,11 @@ from twisted.logger import Logger
 from commsmgr import config
 from commsmgr.auth.authorization import WEBSOCKET, Authorization
 from commsmgr.bearer import Token
-from commsmgr.errors import ClosedByPeer, CommsError, NotRunning, UpgradeRefused
+from commsmgr.errors import CommsError, NotRunning
 from commsmgr.observe.metrics import Metrics, reason_label
 from commsmgr.openlink import LinkEvents, OpenLink
 from commsmgr.policy.reconnect import delay
-from commsmgr.policy.retry import counts_against_backend
+from commsmgr.policy.retry import counts_against_backend, refuses_token
 from commsmgr.policy.tokens import Route
 from commsmgr.session.conversation import Conversation, GoingAway
 from commsmgr.status import Connecting, Draining, Idle, LinkState, Registered, Registering, Waiting
@@ -47,7 +47,8 @@ class Link:
     :param conversation: makes the conversation for a new connection, given whether commsmgr.v1 was selected.
     :param redact: takes secrets out of what operators read in :attr:`state` and :attr:`last_error`.
     :param wall: seconds since the epoch, for what operators read.
-    :ivar failures: attempts and connections that failed by the backend's fault since the last registration.
+    :ivar failures: attempts and connections that failed by the backend's fault, or because it did not take the token,
+        since the last registration.
     :ivar on_failed: called after each of them.
     """
 
@@ -223,7 +224,7 @@ class Link:
         self.state = Waiting(self.last_error, self._wall() + wait, self.client.attempts)
         if link is not None and link.registered:
             self._events.ended(link)
-        if counts_against_backend(error) and not self._leaving:
+        if (counts_against_backend(error) or refuses_token(error)) and not self._leaving:
             self.failures += 1
             if self.on_failed is not None:
                 self.on_failed()
@@ -242,9 +243,8 @@ class Link:
         return 0.0
 
     def _wait_after(self, error: CommsError) -> float:
-        match error:
-            case UpgradeRefused(status=401) | ClosedByPeer(code=4401):
-                self._authorization.refused(self._route, self._token)
+        if refuses_token(error):
+            self._authorization.refused(self._route, self._token)
         floor, self._floor = self._floor, 0.0
         wait = delay(
             error,

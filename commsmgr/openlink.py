@@ -128,6 +128,7 @@ class OpenLink:
         )
         self._answers = Answers(conversation, clock, send=self._send, ping=self._probe, dead=connection.kill)
         self._loss_receipt = ""
+        self._unusable = ""
         self._register_call: IDelayedCall | None = None
         self._drained: Waiters[int] = Waiters()
         self._draining = False
@@ -147,8 +148,9 @@ class OpenLink:
     def _registration_unanswered(self) -> None:
         self._register_call = None
         if self.v1:
+            came = f"; what came could not be used: {self._unusable}" if self._unusable else ""
             self._connection.kill(
-                PeerSilent(f"no answer to the registration within {self._settings.register_timeout} s")
+                PeerSilent(f"no answer to the registration within {self._settings.register_timeout} s{came}")
             )
         else:
             self._handle(self._conversation.wait_elapsed())
@@ -351,6 +353,7 @@ class OpenLink:
 
     def _invalid(self, reason: str, detail: str) -> None:
         self._metrics.invalid(reason)
+        self._unusable = self._unusable or f"{reason}: {detail}"
         suppressed = self._throttle.allow(reason)
         if suppressed is not None:
             self.log.warn(

@@ -27,7 +27,8 @@ _NAMES_KEPT = 4096
 # What peers and commands print goes through these expressions, so each of them is linear: no unbounded repeat may
 # begin at every character, and where two repeats meet, either they share no character or the first is possessive.
 _VALUE = (
-    r"(?!\[redacted\])(?:"
+    # Nothing, a truth value, and the mere beginning of an object or a list are no secrets: what is JSON stays JSON.
+    r"(?!\[redacted\]|(?:null|true|false)(?:[\s,}\]]|$)|[{\[]\s{0,3}(?:\\?[\"']|[{}\[\]]))(?:"
     r'b?"(?:[^"\\]|\\.)*"?'  # a quoted string, even one that was cut off
     r"|b?'(?:[^'\\]|\\.)*'?"
     r'|\\"(?:[^"\\]|\\[^"])*(?:\\")?'  # the same inside a JSON string
@@ -45,8 +46,8 @@ def _form(expression: str) -> re.Pattern[str]:
 def _assignment(name: str, *, bare_colon: bool) -> re.Pattern[str]:
     """``name=value`` and ``"name": value``; ``name: value`` only where that is not prose ("auth.token: must be …")."""
     bare = rf"|{name}\s{{0,3}}:" if bare_colon else ""
-    # A comma only as in a pair of strings, a header's name and its value.
-    quoted = r"\\?[\"']\s{0,3}(?::|,(?=\s{0,3}b?\\?[\"']))"
+    # A comma only as in a pair of strings, a header's name and its value; not before the next key of an object.
+    quoted = r"\\?[\"']\s{0,3}(?::|,(?=\s{0,3}b?\\?[\"'])(?!\s{0,3}\\?\"[^\"\\]{0,100}\\?\"\s{0,3}:))"
     return _form(rf"((?:{name}\\?[\"']?\s{{0,3}}=(?!=)|{name}{quoted}{bare})\s{{0,3}}+){_VALUE}")
 
 

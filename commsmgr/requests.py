@@ -176,7 +176,8 @@ class Requests:
             # Before a permit is taken: the time may be over, and a permit that nobody gives back blocks the backend.
             left = self._left(ends, arrived)
             try:
-                line = self._backends.for_request()
+                # After a refusal the same backend again, with the newer token that was asked for.
+                line = self._backends.for_request(self._refuses) if refusal is None else self._backends.for_request()
                 verdict, response, error = await self._attempt(line, request, left, retried=attempts > 1)
             except BreakerOpen as all_open:
                 verdict, error = RetryAfter(all_open.retry_in), all_open
@@ -221,6 +222,9 @@ class Requests:
                     may_have_arrived=arrived,
                 ) from error
             await deferLater(self._clock, wait)
+
+    def _refuses(self, line: Line) -> bool:
+        return self._authorization.holds(Route(line.name, HTTP))
 
     def _left(self, ends: float | None, arrived: bool) -> float | None:
         if ends is None:

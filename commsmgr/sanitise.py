@@ -8,7 +8,7 @@ Theory of operation. What came from a peer passes three times, and each pass is 
 3. A :class:`Form`, made from the same declarations, looks at what was understood: characters of ids and names, and
    integers in data without a schema. Then the message is encoded anew, without defaults. Has the payload no more quotes
    than that, it has neither a key twice nor a field that we do not know, and this settles nearly every message.
-   Otherwise :func:`scan` reads it again, key by key.
+   Otherwise :func:`scan` reads it again.
 
 Decoders differ in which of two equal keys they believe (RFC 8259 section 4), so that a proxy or an auditor could read
 another command than the agent; such a message has no meaning. So has a number that a reader cannot hold.
@@ -113,6 +113,9 @@ def depth(payload: bytes) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # 3. What was understood
 
+READ_AGAIN: Final = 1024
+"""Bytes up to which an object that can be read in two ways is read key by key, to say which key it is."""
+
 
 class _Scan:
     """What :func:`scan` finds; the objects themselves are dropped as they are read."""
@@ -148,11 +151,38 @@ class _Scan:
 
 def scan(payload: bytes) -> None:
     """
-    Read a JSON object key by key.
+    See whether a JSON object can be read in two ways.
 
-    :raise Malformed: ``duplicate-key`` or ``number-range``, with the message's id unless that is one of the keys that
-        are there twice; ``too-deep`` when the stack is used up; ``not-json``.
+    Decoded and encoded anew it has fewer quotes than before if, and only if, a key was there twice. To read it key by
+    key takes many times as long, and a peer could keep us at that: only what is short is, to say which key it was.
+
+    :raise Malformed: ``duplicate-key`` or ``number-range``, with the message's id unless that may be one of the keys
+        that are there twice; ``too-deep`` when the stack is used up; ``not-json``.
     """
+    try:
+        value = msgspec.json.decode(payload)
+        # It knows integers of 64 bits only, and looks for them faster than we could.
+        msgspec.msgpack.encode(value)
+        quotes = _encode(value).count(b'"')
+    except RecursionError:
+        raise Malformed("too-deep", "more levels than the stack has room for") from None
+    except (msgspec.ValidationError, OverflowError):
+        reason, detail = "number-range", "a number beyond the largest of 64 bits"
+    except msgspec.DecodeError as error:
+        raise Malformed("not-json", str(error)) from None
+    else:
+        # In pairs, so that a backslash before a u is one that escapes.
+        escaped = payload.replace(b"\\\\", b"").count(b"\\u0022")
+        if payload.count(b'"') + escaped == quotes:
+            return
+        reason, detail = "duplicate-key", "one object at least has a key twice"
+    if len(payload) <= READ_AGAIN:
+        _read_again(payload)
+    raise Malformed(reason, f"{detail}, in {len(payload)} bytes", id=_only_id(payload))
+
+
+def _read_again(payload: bytes) -> None:
+    """Read it key by key, and raise what is found, as :func:`scan` does."""
     found = _Scan()
     decoder = json.JSONDecoder(
         object_pairs_hook=found.pairs, parse_int=found.integer, parse_float=found.float, strict=True
@@ -167,6 +197,21 @@ def scan(payload: bytes) -> None:
         ids = [value for key, value in found.outermost if key == "id"]
         own = ids[0] if len(ids) == 1 and isinstance(ids[0], str) else None
         raise Malformed(found.reason, found.detail, id=own)
+
+
+def _only_id(payload: bytes) -> str | None:
+    """Return the id of an object none of whose own keys is there twice; None if there is none, or one is."""
+    try:
+        members = _members.decode(payload)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    quotes = sum(2 + bytes(value).count(b'"') for value in members.values())
+    if any('"' in key for key in members) or quotes != payload.count(b'"'):
+        return None
+    try:
+        return _text.decode(members.get("id", b""))
+    except msgspec.DecodeError:
+        return None
 
 
 class Form:
@@ -184,10 +229,10 @@ class Form:
         self._inner: dict[str, Form] = {}
         # Whether an encoding has nothing that the message may not have had: defaults that are left out are in neither.
         self._exact = True
-        self._defaults: list[tuple[bytes, int]] = []
+        self._defaults: list[tuple[bytes, bytes]] = []
         names = self._look_at(struct, "")
         # What may stand in several places tells nothing.
-        self._defaults = [(key, quotes) for key, quotes in self._defaults if names.count(key) == 1]
+        self._defaults = [(key, value) for key, value in self._defaults if names.count(key) == 1]
 
     def _look_at(self, struct: type[Struct], path: str) -> list[bytes]:
         """Take in what ``struct``, at ``path`` in the message, declares; return the keys that can stand there."""
@@ -200,8 +245,10 @@ class Form:
             names.append(_key(field.encode_name))
             if not field.required:
                 self._exact = self._exact and struct.__struct_config__.omit_defaults
-                if field.default in ("", None, msgspec.NODEFAULT):
-                    self._defaults.append((_key(field.encode_name), 4 if field.default == "" else 2))
+                if field.default in ("", None):
+                    self._defaults.append((_key(field.encode_name), _encode(field.default)))
+                elif field.default_factory is not msgspec.NODEFAULT:
+                    self._defaults.append((_key(field.encode_name), _encode(field.default_factory())))
             # What may be absent altogether (UNSET, which is told as no default at all) has no fields to look at.
             made = field.default_factory is not msgspec.NODEFAULT
             there = field.required or isinstance(field.default, Struct) or made
@@ -256,21 +303,26 @@ class Form:
             for part in get_parts(message) or ():
                 form.check(part)
 
-    def accounts_for(self, payload: bytes, message: Struct) -> bool:
+    def accounts_for(self, payload: bytes, message: Struct, *, everywhere: bool = False) -> bool:
         """
-        Say whether ``payload``, of which ``message`` was decoded, certainly has no key twice and none that is unknown.
+        Say whether ``payload``, of which ``message`` was decoded, certainly has no key twice, and none that is unknown.
 
         Each key, and each text, brings two quotes.
+
+        :param everywhere: whether a key also counts as unknown that stands, with its default, where another does.
         """
         if not self._exact or (_BACKSLASH in payload and b"\\u0022" in payload):
             return False
         encoded = _encode(message)
         spare = payload.count(b'"') - encoded.count(b'"')
-        if spare > 0:
-            # Some backends write what is the default anyway. Of a key that is there twice only one is counted.
-            for key, quotes in self._defaults:
-                if key in payload and key not in encoded and b"\\" + key not in payload:
-                    spare -= quotes
+        if spare > 0 and not everywhere:
+            # Some backends write what is the default anyway. Of a key that is there twice only one is counted. Without
+            # its value it would not do: with any other one, in a part that was dropped, a key brings fewer quotes than
+            # are taken off for it, and makes room for those of what is there twice.
+            for key, value in self._defaults:
+                written = key + value in payload or key + b" " + value in payload
+                if written and key not in encoded and b"\\" + key not in payload:
+                    spare -= 2 + value.count(b'"')
         return spare == 0
 
     def unknown(self, value: object) -> str | None:
@@ -288,6 +340,8 @@ class Form:
 
 _BACKSLASH = ord("\\")  # as a number it is found several times faster
 _encode = msgspec.json.Encoder().encode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text = msgspec.json.Decoder(str)
 
 
 def _key(name: str) -> bytes:
@@ -314,7 +368,7 @@ def check_understood(form: Form, message: Struct, payload: bytes, refuse_unknown
     :raise Malformed: ``bad-fields``, ``duplicate-key``, ``number-range`` or ``unknown-field``.
     """
     form.check(message)
-    if form.accounts_for(payload, message):
+    if form.accounts_for(payload, message, everywhere=refuse_unknown):
         return
     scan(payload)
     if refuse_unknown and (path := form.unknown(msgspec.json.decode(payload))):

@@ -43,6 +43,8 @@ class Peer(WebSocketServerProtocol):
             self.factory.results.append((message["id"], message["data"]["command_id"]))
             if self.factory.receipts:
                 self.say(type="ack", ids=[message["id"]])
+        elif message["type"] == "ack":
+            self.factory.acked.update(message["ids"])
         elif message["type"] == "nack":
             self.factory.refused[message["id"]] = message["data"]
 
@@ -82,6 +84,7 @@ class Peers(WebSocketServerFactory):
         self.setProtocolOptions(openHandshakeTimeout=0, closeHandshakeTimeout=0, autoPingInterval=0)
         self.script = script
         self.results: list[tuple[str, str]] = []
+        self.acked: set[str] = set()
         self.refused: dict[str, dict[str, Any]] = {}
         self.receipts = True
         self.pongs: list[bytes] = []

@@ -220,6 +220,20 @@ class HostilePeer(PeerTestCase):
         await self.until(lambda: {"c-0", "c-1", "c-2"} <= {command for _, command in peers.results}, agent)
         await self.until(lambda: answers.heartbeats > beats + 1, agent)
 
+    async def test_more_at_once_than_is_taken(self) -> None:
+        """A backend that means no harm sends all it has again at each connection: each time there is less of it."""
+        wanted = {f"c-{number}" for number in range(1000)}
+
+        def script(peer: Peer) -> None:
+            peer.order_again(sorted(wanted - peer.factory.acked))
+
+        peers, agent = await self.start_agent(
+            script, result=10, log="info", auth={"refused_delay": 2}, websocket={"max_message_rate": 100}
+        )
+        await self.until(lambda: peers.acked == wanted, agent)
+        await self.until(lambda: {command for _, command in peers.results} == wanted, agent)
+        self.assertIn(1008, peers.codes)
+
     async def test_answers_without_end(self) -> None:
         """Answers and upgrades that never end, each another way; when the backend is good again, heartbeats go on."""
         backend = EndlessFactory()

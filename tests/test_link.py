@@ -303,8 +303,8 @@ class EndingTests(_LinkTests):
         self.end(bench)
 
     def test_no_failures(self) -> None:
-        """A refusal of the token or of us, a missing token, and a stop say nothing against the backend."""
-        for status in ("401 No", "403 No", "404 No", "429 Slowly"):
+        """A refusal of us, a missing token, and a stop say nothing against the backend."""
+        for status in ("403 No", "404 No", "429 Slowly"):
             self.bench.link.start(afresh=True)
             self.bench.refuse(status)
             self.end(self.bench)
@@ -443,7 +443,8 @@ class RefusedTokenTests(_LinkTests):
         waits = [after - before for before, after in pairwise(shown)]
         # The longest: that long it is held back, and then the wait for the next attempt.
         self.assertTrue(all(30 <= wait <= 90 + 8 + 1 for wait in waits), waits)
-        self.assertEqual(self.bench.failed, [])
+        # Another backend may take it, so each refusal counts, and no attempt that was not made.
+        self.assertEqual(self.bench.failed, [1, 2, 3, 4, 5, 6, 7])
         self.end(self.bench)
 
     def test_close_code(self) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from random import Random
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
-from commsmgr.errors import ClosedByPeer, PeerViolation, RateExceeded
+from commsmgr.errors import ClosedByPeer, PeerSilent, PeerViolation, RateExceeded
 from commsmgr.policy.reconnect import delay
-from commsmgr.transport.connection import CLOSE_WITHIN
+from commsmgr.transport.attempt import LAST_WORDS
+from commsmgr.transport.connection import CLOSE_WITHIN, Connection
 from commsmgr.transport.guarded import UNIT
 from commsmgr.transport.websocket import BURST
 from tests.websocket_kit import BINARY, CLOSE, PING, PONG, TEXT, MemoryTestCase, accept, close_frame, frame
@@ -29,6 +31,10 @@ class RateTests(MemoryTestCase):
         connect_timeout=20.0, stable_after=1e3, max_message_bytes=1 << 20, max_message_rate=RATE, compress=True
     )
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.handler.delay = 3600.0
+
     def spend(self, left: int = 0) -> None:
         """Use up what may come at once, but for ``left`` frames; each of these packets begins one."""
         # Those of the upgrade, too.
@@ -36,7 +42,9 @@ class RateTests(MemoryTestCase):
             self.feed(frame(PONG))
 
     def assert_ended(self) -> None:
-        """It ended for its rate: a close frame with 1008 went out, and nothing more is read."""
+        """It ends for its rate: nothing more is read, and after a moment a close frame with 1008 goes out."""
+        self.assertEqual(self.transport.producerState, "paused")
+        self.clock.advance(LAST_WORDS)
         self.assertIn((CLOSE, b"\x03\xf0too many messages"), self.sent())
         self.assertEqual(self.transport.producerState, "paused")
         self.assertEqual(self.handler.ended, [])
@@ -127,6 +135,35 @@ class RateTests(MemoryTestCase):
         self.feed(accept(self.endpoint.succeed().take()))
         self.feed(frame(PONG) * 20)
         self.assert_ended()
+
+    def test_last_words(self) -> None:
+        """What came in time can still be answered, before the close frame."""
+        connection = self.open()
+        self.feed(frame(TEXT, b"x") * (2 * MOST))
+        self.clock.advance(LAST_WORDS / 2)
+        self.assertTrue(connection.send(b"ack"))
+        self.clock.advance(LAST_WORDS / 2)
+        self.assertEqual(self.sent()[-2:], [(TEXT, b"ack"), (CLOSE, b"\x03\xf0too many messages")])
+        self.assertFalse(connection.send(b"ack"))
+
+    def test_other_ends_meanwhile(self) -> None:
+        """Whatever else ends it then, it ended for its rate, and is kept away for that."""
+        ends: dict[str, Callable[[Connection], object]] = {
+            "hangs up": lambda _: self.transport.lose(Exception()),
+            "says goodbye, one frame too late": lambda _: None,
+            "does not read": lambda connection: connection.kill(PeerSilent("x")),
+        }
+        for name, end in ends.items():
+            self.client = self.make_client()
+            self.handler.ended.clear()
+            connection = self.open()
+            self.spend()
+            self.feed(frame(CLOSE))
+            end(connection)
+            self.clock.advance(LAST_WORDS)
+            self.clock.advance(CLOSE_WITHIN)
+            self.settle()
+            self.assertIsInstance(self.handler.error, RateExceeded, name)
 
     def test_while_closing(self) -> None:
         """A flood instead of the answer to our close frame drops the connection, and does not change the reason."""

@@ -115,7 +115,7 @@ class RegistrationV1Tests(_LinkTests):
         pass_time(self.clock, 0.1)
         (error,) = self.connection.killed
         self.assertIsInstance(error, PeerSilent)
-        self.assertIn("10.0 s", str(error))
+        self.assertTrue(str(error).endswith("within 10.0 s"), error)
         self.assertEqual(self.recorder.take(), [])
 
     def test_wrong_machine(self) -> None:
@@ -124,7 +124,8 @@ class RegistrationV1Tests(_LinkTests):
         self.assertFalse(self.link.registered)
         self.assertEqual(self.count("invalid_messages_total", reason="wrong-machine"), 1)
         pass_time(self.clock, 10)
-        self.assertEqual(len(self.connection.killed), 1)
+        (error,) = self.connection.killed
+        self.assertIn("within 10.0 s; what came could not be used: wrong-machine: ", str(error))
 
     def test_ended_before_the_answer(self) -> None:
         """A link that ends while it registers leaves no timer behind."""

@@ -22,6 +22,19 @@ header_safe = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min
 class RememberedSecretTests(SynchronousTestCase):
     """What is known to be a secret."""
 
+    def test_json_stays_json(self) -> None:
+        """A key that sounds like a secret, before what is none, does not make a text that is JSON another one."""
+        redact = Redactor()
+        for text in (
+            '{"token":{"source":"auth.token","expires_at":null,"refused":[]},"x":1}',
+            '{"token": null, "secret": [], "password":true}',
+            '{"kind": "token", "value": "of no interest"}',
+            json.dumps(json.dumps({"credentials": [{"a": 1}], "token": {}})),
+        ):
+            self.assertEqual(redact(text), text)
+        for text in ('"password": nullable', "password={abc}", '["X-Token", "truth"]', "token=trueish"):
+            self.assertIn("[redacted]", redact(text))
+
     def test_everywhere(self) -> None:
         """A remembered secret is replaced wherever it stands, also more than once and inside a word."""
         redact = Redactor()

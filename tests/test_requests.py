@@ -264,10 +264,16 @@ class TokenTests(_RequestTests):
         self.http.script = [401, 401]
         self.error(self.send(), HTTPStatusError)
         self.house.token.token = "t1"
+        self.house.trip("two")
         self.assertIn("shown again", self.error(self.send(), TokenError).fact)
         self.assertEqual([call.token for call in self.http.calls], ["t0", "t1"])
+        pass_time(self.clock, self.house.lines[1].breaker.retry_in())
         self.house.token.token = "t3"
+        # That there is another one shows when it is asked for, for a backend that held back none.
         self.successResultOf(self.send())
+        self.assertEqual(self.house.http["two"].calls.pop().token, "t3")
+        self.successResultOf(self.send())
+        self.assertEqual(self.http.calls[-1].token, "t3")
         self.house.token.token = "t2"
         self.house.trip("one")
         self.successResultOf(self.send())
@@ -279,6 +285,33 @@ class TokenTests(_RequestTests):
         pass_time(self.clock, self.house.breaker.retry_in())
         self.successResultOf(self.send())
         self.assertEqual(self.http.calls[-1].token, "t4")
+
+    def test_another_backend(self) -> None:
+        """While one holds the token back requests go to one that does not, and where both do nothing is sent."""
+        self.build("one", "two")
+        two = self.house.http["two"]
+        self.house.token.refused = lambda token: None  # type: ignore[method-assign]  # there is no newer one
+        self.http.default = 401
+        self.error(self.send(), HTTPStatusError)
+        for _ in range(3):
+            self.successResultOf(self.send())
+        self.assertEqual((len(self.http.calls), len(two.calls)), (1, 3))
+        pass_time(self.clock, 90)
+        self.error(self.send(), HTTPStatusError)
+        two.default = 401
+        self.error(self.send(), HTTPStatusError)
+        self.error(self.send(), TokenError)
+        self.assertEqual((len(self.http.calls), len(two.calls)), (2, 4))
+
+    def test_a_newer_token_first(self) -> None:
+        """A refusal that a newer token mends sends nothing to another backend."""
+        self.build("one", "two")
+        self.house.token.refused = lambda token: setattr(self.house.token, "token", "t1")  # type: ignore[method-assign]
+        self.http.script = [401]
+        for _ in range(3):
+            self.successResultOf(self.send())
+        self.assertEqual([call.token for call in self.http.calls], ["t0", "t1", "t1", "t1"])
+        self.assertEqual(self.house.http["two"].calls, [])
 
     def test_a_clock_that_steps_back(self) -> None:
         """A refused token is not held back for longer by a step of the clock."""

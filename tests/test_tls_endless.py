@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPullProducer
 from twisted.internet.task import Clock
@@ -12,8 +15,11 @@ from zope.interface import implementer
 
 from commsmgr import config
 from commsmgr.errors import ClosedByPeer, CommsError, ConnectionEnded, DeadlineExceeded, PeerViolation, TLSFailed
-from commsmgr.transport.gate import HANDSHAKE_LIMIT
+from commsmgr.transport import gate
+from commsmgr.transport.gate import HANDSHAKE_LIMIT, CheckedConnections
 from commsmgr.transport.http import HTTPClient
+from commsmgr.transport.peer import PeerCheck
+from commsmgr.transport.tls import ContextSource
 from commsmgr.transport.websocket import WebSocketClient
 from commsmgr.urls import Target
 from tests.loopback import FixedResolver, ReactorWith, Recorder, Recording, real
@@ -198,6 +204,56 @@ class FloodTests(TransportsCase):
         code, said = await self.by_curl(self.listen(None), arguments=["--max-time", "0.5"])
         await self.gone()
         self.assertEqual(code, 28, said)
+
+
+class AfterTheHandshakeTests(TransportsCase):
+    """Messages of TLS itself that come when the handshake is complete; OpenSSL's own server sends two tickets then."""
+
+    def _connected(self) -> tuple[PeerCheck, SSL.Connection, SSL.Connection]:
+        """Return a client with its check, and a server whose tickets are under way."""
+        check = PeerCheck(HOST)
+        wrapped = SimpleNamespace(wrappedProtocol=SimpleNamespace(check=check))
+        client = CheckedConnections(
+            ContextSource(config.TLS(ca_file=self.ca_file)).current(), HOST
+        ).clientConnectionForTLS(wrapped)
+        server = SSL.Connection(self.authority.issue(names=[HOST]).server_context().getContext(), None)
+        client.set_connect_state()
+        server.set_accept_state()
+        for one, other in ((client, server), (server, client), (client, server)):
+            with contextlib.suppress(SSL.WantReadError):
+                one.do_handshake()
+            other.bio_write(one.bio_read(1 << 16))
+        server.do_handshake()
+        self.assertIsNone(check.refusal())
+        return check, client, server
+
+    def _take(self, client: SSL.Connection, server: SSL.Connection) -> bytes:
+        client.bio_write(server.bio_read(1 << 16))
+        return client.recv(100)
+
+    def test_few(self) -> None:
+        """A few of them change nothing."""
+        _, client, server = self._connected()
+        self.assertRaises(SSL.WantReadError, self._take, client, server)
+        server.send(b"data")
+        self.assertEqual(self._take(client, server), b"data")
+
+    def test_too_many(self) -> None:
+        """Too many end the connection, whatever data stands between them."""
+        check, client, server = self._connected()
+        self.patch(gate, "MOST_STEPS", check.steps)
+        self.assertRaises(SSL.WantReadError, self._take, client, server)
+        server.send(b"data")
+        error = self.assertRaises(SSL.Error, self._take, client, server)
+        self.assertIn("messages of TLS that are no data", str(error))
+
+    async def test_by_http(self) -> None:
+        """A request is over then, with an error that is one of ours."""
+        self.patch(gate, "MOST_STEPS", 0)
+        error = await self.by_http(self.listen(self.authority.issue(names=[HOST]).server_context()))
+        self.assertIsInstance(error, PeerViolation)
+        self.assertIn("messages of TLS that are no data", str(error))
+        await self.gone()
 
 
 class MuteByCurlTests(TransportsCase):

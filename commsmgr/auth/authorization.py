@@ -117,6 +117,11 @@ class Authorization:
             f"{route.backend} refused this token, or several before it; it is shown again in {chosen.seconds:.0f} s"
         )
 
+    def holds(self, route: Route) -> bool:
+        """Say whether no token that is known now may be shown on ``route``, because the backend refused it lately."""
+        newest = self._newest
+        return newest is not None and self._table.holds(route, newest, now=self._clock.seconds(), wall=self._wall())
+
     async def _fetched(self) -> Token:
         try:
             token = as_token(await self._provider.get())

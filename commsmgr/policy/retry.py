@@ -121,6 +121,18 @@ def counts_against_backend(outcome: int | CommsError) -> bool:
     return isinstance(outcome, TransportError | DeadlineExceeded)
 
 
+def refuses_token(error: CommsError) -> bool:
+    """
+    Say whether ``error``, which ended a WebSocket or an attempt at one, says that the backend does not take the token.
+
+    Such a backend works; but another one may take what this one does not.
+    """
+    match error:
+        case UpgradeRefused(status=401) | ClosedByPeer(code=4401):
+            return True
+    return False
+
+
 def parse_retry_after(value: str, now: float, cap: float) -> float | None:
     """
     Return the seconds that a Retry-After field asks for (RFC 9110 section 10.2.3), or None when it makes no sense.

@@ -109,6 +109,13 @@ class TokenTable:
         record.stands_in = False
         return Held(0.0 if newest is None else self._held(record, newest.value, now))
 
+    def holds(self, route: Route, newest: Token, *, now: float, wall: float) -> bool:
+        """Say whether :meth:`choose` would give no token for ``route``; nothing changes by that."""
+        record = self._record(route)
+        return bool(self._held(record, newest.value, now)) and all(
+            self._held(record, earlier.value, now) or _expired(earlier, wall) for earlier in self._accepted(route)
+        )
+
     def accepted(self, route: Route, token: Token) -> bool:
         """
         The backend has taken ``token``.

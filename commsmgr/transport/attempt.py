@@ -42,11 +42,15 @@ from commsmgr.errors import (
     ConnectionEnded,
     DeadlineExceeded,
     NotRunning,
+    RateExceeded,
     TLSFailed,
     TokenError,
 )
 from commsmgr.transport.connection import CLOSE_WITHIN, Connection, WebSocketHandler
-from commsmgr.transport.guarded import GuardedProtocol
+from commsmgr.transport.guarded import FLOODED, GuardedProtocol
+
+LAST_WORDS: Final = 2.0
+"""Seconds in which what a peer sent before it sent too much may still be acknowledged."""
 
 DROP_WITHIN: Final = 5.0
 """Seconds after which an aborted transport or a cancelled endpoint counts as gone, though it does not say so."""
@@ -149,8 +153,8 @@ class Attempt:
             self._arm(within)
 
     def kill(self, error: CommsError) -> None:
-        """End it now, with this error whatever else was about to end it."""
-        if self.phase is not Phase.DROPPING:
+        """End it now, with this error whatever else was about to end it, save that the peer sends too much."""
+        if self.phase is not Phase.DROPPING and not isinstance(self._error, RateExceeded):
             self._error = error
         self._drop()
 
@@ -222,6 +226,17 @@ class Attempt:
             self._error = error
             self._arm(CLOSE_WITHIN)
 
+    def flooded(self, error: CommsError) -> None:
+        """
+        The peer sends too much: say so, but not before what came in time could be answered.
+
+        A backend sends again whatever was not acknowledged. If nothing ever were, because all of it came at once and
+        was not on disk yet, each connection would end like the one before.
+        """
+        if self.phase is Phase.OPEN:
+            self._error = self._error or error
+            self._arm(LAST_WORDS)
+
     def drop(self, error: CommsError) -> None:
         """End it now, with this error unless another one came first."""
         self._error = self._error or error
@@ -275,6 +290,9 @@ class Attempt:
 
     def _expired(self) -> None:
         match self.phase:
+            case Phase.OPEN if self._error is not None:
+                code, reason = FLOODED
+                self.close(self._error, code=code, reason=reason)
             case Phase.OPEN:
                 self._stable()
             case Phase.CLOSING:

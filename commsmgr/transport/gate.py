@@ -35,6 +35,12 @@ from commsmgr.transport.peer import PeerCheck, TLSFacts
 HANDSHAKE_LIMIT: Final = 1 << 20
 """Bytes that a peer may send before its handshake is complete. OpenSSL takes about 100 KiB of certificates."""
 
+MOST_STEPS: Final = 4000
+"""
+Steps of OpenSSL for messages that are no data, over the whole life of a connection. Each takes four or so: a session
+ticket, a change of keys, a request to renegotiate. An honest peer sends a few of them in a day.
+"""
+
 
 @implementer(IHandshakeListener)
 class Gate(Protocol):
@@ -144,9 +150,15 @@ class GateFactory(Factory):
 
 
 class _Bounded(SSL.Connection):
-    """Gives a handshake up in which the peer has ever more to say: some messages are to be ignored, however many."""
+    """
+    Gives up a peer that has ever more to say in its handshake, or that is no data after it.
+
+    Such messages are to be ignored, however many, or to be answered: they take time that no limit for messages counts,
+    and memory, if the peer does not read.
+    """
 
     _left = HANDSHAKE_LIMIT
+    check: PeerCheck
 
     def bio_write(self, buf: Any) -> int:
         self._left -= len(buf)
@@ -156,6 +168,11 @@ class _Bounded(SSL.Connection):
         if self._left < 0:
             raise SSL.Error([("", "", f"more than {HANDSHAKE_LIMIT} bytes came, and the handshake is not complete")])
         super().do_handshake()
+
+    def recv(self, bufsiz: int, flags: int | None = None) -> bytes:
+        if self.check.steps > MOST_STEPS:
+            raise SSL.Error([("", "", f"more than {MOST_STEPS} steps for messages of TLS that are no data")])
+        return super().recv(bufsiz, flags)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -175,6 +192,7 @@ class CheckedConnections:
         """Return the connection for ``tlsProtocol``, which wraps a :class:`Gate`."""
         check: PeerCheck = tlsProtocol.wrappedProtocol.check
         connection = _Bounded(self._context, None)
+        connection.check = check
         connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, check.certificate)
         connection.set_info_callback(check.handshake_event)
         try:

@@ -12,8 +12,8 @@ Once :meth:`GuardedProtocol.drop` was called, or the peer's close frame has come
 
 What a peer can make us do is bounded too. Each frame takes a token of :class:`~commsmgr.policy.rate.TokenBucket`,
 whether it ever becomes a message or not, and so do packets that begin none and each :data:`UNIT` bytes of a message,
-counted when it is unpacked. When there is none left the connection ends, with close code 1008 (RFC 6455 section 7.4.1),
-and nothing more is read from it. Reading more slowly instead would be no mercy: what is behind the flood, pongs and
+counted when it is unpacked. When there is none left nothing more is read, and the connection ends, with close code 1008
+(RFC 6455 section 7.4.1). Reading more slowly instead would be no mercy: what is behind the flood, pongs and
 receipts, would come so late that the link would be taken for dead, and the flood would begin anew on the next one.
 """
 
@@ -50,7 +50,9 @@ PONGS: Final = 64 << 10
 UNIT: Final = 4096
 """Bytes of a message that count as much as a frame: decoding them takes about as long."""
 
-_POLICY_VIOLATION: Final = 1008
+FLOODED: Final = (1008, "too many messages")
+"""Close code (RFC 6455 section 7.4.1) and reason for a peer that sends too much."""
+
 _TEXT: Final = 1
 # Above this size autobahn's masker is faster than arithmetic, with its native code at least.
 _LONG_INTEGER: Final = 1500
@@ -73,6 +75,9 @@ class ProtocolOwner(Protocol):
 
     def violated(self, error: CommsError) -> None:
         """The peer broke a rule, and our close frame that says so is on its way."""
+
+    def flooded(self, error: CommsError) -> None:
+        """The peer sends too much, and is not listened to any more; it is yet to be told so, by :attr:`FLOODED`."""
 
     def drop(self, error: CommsError) -> None:
         """There is nothing left to say: the connection must go."""
@@ -226,10 +231,9 @@ class GuardedProtocol(WebSocketClientProtocol):
         self.data = b""
         if self.state == WebSocketProtocol.STATE_OPEN:
             self._deaf = True
-            self.send_close(_POLICY_VIOLATION, "too many messages")
             # To read it away would be work again.
             self.transport.pauseProducing()
-            self._owner.violated(error)
+            self._owner.flooded(error)
         else:
             self._owner.drop(error)
 
@@ -298,6 +302,10 @@ class GuardedProtocol(WebSocketClientProtocol):
             self._count(len(message) // UNIT)
         if not self.failedByMe and not self._deaf:
             self._owner.received(bytes(message), not self.message_is_binary)
+
+    def processControlFrame(self) -> bool:
+        # autobahn finishes the frame that was one too many, if it is empty.
+        return True if self._deaf else bool(super().processControlFrame())
 
     def onPing(self, payload: bytes) -> None:
         """

@@ -68,9 +68,11 @@ class PeerCheck:
 
     :param host: the name or address that the certificate must vouch for, a name without a trailing dot.
     :param pins: the key of one certificate of the verified chain must be among them; with none, any key will do.
+    :ivar steps: how many OpenSSL made in all messages that are no data, those after the handshake included.
     """
 
     def __init__(self, host: str, pins: Collection[str] = ()) -> None:
+        self.steps = 0
         self._host = host
         self._pins = pins
         self._keys: dict[int, str] = {}
@@ -135,7 +137,8 @@ class PeerCheck:
             raise _Refused("pin", f"no key of its chain is among tls.pins, its own is {self._keys[0]}")
 
     def handshake_event(self, connection: SSL.Connection, where: int, code: int) -> None:
-        """OpenSSL made a step in the handshake, or read an alert."""
+        """OpenSSL made a step in the handshake or in a message after it, or read or wrote an alert."""
+        self.steps += 1
         if where & SSL.SSL_CB_READ_ALERT == SSL.SSL_CB_READ_ALERT:
             self._alert = code & 0xFF
         elif b"certificate request" in connection.get_state_string():
