@@ -46,7 +46,7 @@ def broken(config: Config, environ: Mapping[str, str], token_provider: bool) -> 
     return [
         *_backend_rules(config.backends, bool(sources) or token_provider),
         *_token_rules(config.auth, sources + ["a token provider"] * token_provider, environ),
-        *_accepted_token_rules(config),
+        *_accepted_token_rules(config, bool(sources) or token_provider),
         *_tls_rules(config.tls),
         *_proxy_rules(config, environ),
         *_header_rules(config.http.headers),
@@ -160,11 +160,14 @@ def _command_mistakes(command: tuple[str, ...]) -> Iterator[Mistake]:
         yield key, f"{name} is no program that can be run here; a program and its arguments are given as a list"
 
 
-def _accepted_token_rules(config: Config) -> Iterator[Mistake]:
+def _accepted_token_rules(config: Config, with_token: bool) -> Iterator[Mistake]:
     """The file is replaced by commsmgr: it must be nobody else's."""
     key, path = "auth.accepted_token_file", config.auth.accepted_token_file
     if not path:
         return
+    if not with_token:
+        # What an earlier configuration has left there would be shown, in the clear perhaps, by one that has no token.
+        yield key, "is of no use without a token"
     directory, name = os.path.split(os.path.realpath(path))
     others = (config.auth.token_file, config.tls.ca_file, config.tls.certificate, config.tls.key)
     beside_spool = directory == os.path.realpath(config.spool.path)

@@ -372,6 +372,14 @@ class Tokens(Case):
             self.assertEqual("auth.accepted_token_file", error.key)
             self.assertIn(words, str(error))
 
+    def test_accepted_tokens_without_a_token(self) -> None:
+        """Who gives no token any more does not have one shown that an earlier configuration has left in a file."""
+        text = f'[auth]\naccepted_token_file = "{os.path.abspath(self.mktemp())}"\n'
+        error = self.refused(f"{BACKENDS}{text}")
+        self.assertEqual("auth.accepted_token_file", error.key)
+        self.assertIn("without a token", str(error))
+        self.assertTrue(self.read(f"{BACKENDS}{text}", {"COMMSMGR_TOKEN": SECRET}).auth.accepted_token_file)
+
 
 class OtherRules(Case):
     """TLS files, header fields, ranges, what is observed."""
