@@ -146,6 +146,10 @@ def _replace(path: str, entries: list[_Entry]) -> None:
         with suppress(FileNotFoundError):
             os.unlink(path)
         return
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(mode := os.lstat(path).st_mode) and not stat.S_ISLNK(mode):
+            # For root even /dev/null could be replaced.
+            raise OSError(None, "something that is no file is in its place")
     new = f"{path}.new"
     with suppress(FileNotFoundError):
         os.unlink(new)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
@@ -154,10 +153,16 @@ def _command_mistakes(command: tuple[str, ...]) -> Iterator[Mistake]:
     key = "auth.token_command"
     if any(CONTROL_CHARACTERS.search(word) for word in command):
         yield key, "control characters (such as CR, LF or NUL) are not allowed"
-    elif shutil.which(command[0]) is None:
+    elif not _can_be_run(command[0]):
         # The name alone, and only when it looks like one: arguments may be secret.
         name = command[0] if _PROGRAM.fullmatch(command[0]) else "its first word"
         yield key, f"{name} is no program that can be run here; a program and its arguments are given as a list"
+
+
+def _can_be_run(program: str) -> bool:
+    """Return whether a program is there, with the rights of who will run it, which shutil.which does not look at."""
+    places = [program] if os.path.dirname(program) else [os.path.join(place, program) for place in os.get_exec_path()]
+    return any(os.path.isfile(place) and os.access(place, os.X_OK, effective_ids=True) for place in places)
 
 
 def _accepted_token_rules(config: Config, with_token: bool) -> Iterator[Mistake]:
@@ -169,15 +174,20 @@ def _accepted_token_rules(config: Config, with_token: bool) -> Iterator[Mistake]
         # What an earlier configuration has left there would be shown, in the clear perhaps, by one that has no token.
         yield key, "is of no use without a token"
     directory, name = os.path.split(os.path.realpath(path))
-    others = (config.auth.token_file, config.tls.ca_file, config.tls.certificate, config.tls.key)
+    tls = config.tls
+    others = (config.auth.token_file, config.proxy.password_file, tls.ca_file, tls.certificate, tls.key)
     beside_spool = directory == os.path.realpath(config.spool.path)
     if beside_spool and name.startswith("spool"):
         yield key, f"{path} may be one of the spool's own files; expected another name"
     elif not beside_spool and not os.path.isdir(directory):
         # The spool's directory is made when the agent starts.
         yield key, f"{os.path.dirname(path)} is no directory"
-    elif os.path.isdir(path) or any(other and os.path.realpath(other) == os.path.realpath(path) for other in others):
+    elif (os.path.exists(path) and not os.path.isfile(path)) or any(
+        other and os.path.realpath(other) == os.path.realpath(path) for other in others
+    ):
         yield key, f"{path} is something else; expected a file of its own"
+    elif os.path.isdir(directory) and not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        yield key, f"{path} cannot be made, as {directory} cannot be written to; it may lie in spool.path"
 
 
 def _token_mistakes(key: str, subject: str, token: str) -> Iterator[Mistake]:

@@ -48,7 +48,13 @@ def load(path: str, environ: Mapping[str, str]) -> Config:
     :param environ: where ``auth.token_env``, ``COMMSMGR_TOKEN``, ``COMMSMGR_TOKEN_FILE`` and proxies are looked up.
     :raise ConfigError: the file cannot be read or is wrong.
     """
-    return from_toml(_read(path), source=path, environ=environ)
+    config = from_toml(_read(path), source=path, environ=environ)
+    kept = config.auth.accepted_token_file
+    if kept and os.path.realpath(kept) == os.path.realpath(path):
+        raise ConfigError(
+            "is the configuration itself; expected another file", key="auth.accepted_token_file", source=path
+        )
+    return config
 
 
 def load_spool(path: str) -> Spool:

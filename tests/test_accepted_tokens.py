@@ -129,6 +129,14 @@ class AcceptedTokensTests(SynchronousTestCase):
         self.assertEqual((victim.read_text(), self.path.is_symlink()), ("mine", False))
         self.assertEqual(self.file.load(), KEPT)
 
+    def test_no_file_in_its_place(self) -> None:
+        """What is no file, such as a device, is left where it is, for the superuser could replace that too."""
+        os.mkfifo(self.path)
+        self.file.keep(KEPT)
+        self.assertIn("not written: something that is no file", self.complaint())
+        self.assertTrue(stat.S_ISFIFO(self.path.lstat().st_mode))
+        self.assertEqual(os.listdir(self.path.parent), ["accepted"])
+
     def test_cannot_be_written(self) -> None:
         """A directory that is gone is told of, and the next write is tried again."""
         self.path.parent.rmdir()

@@ -359,7 +359,9 @@ class Tokens(Case):
         """It may lie beside the spool, which need not be there yet, but takes no other file's place."""
         directory = os.path.abspath(self.mktemp())
         token = self.file(SECRET)
-        spool = f'[spool]\npath = "{directory}"\n[auth]\ntoken_file = "{token}"\naccepted_token_file = '
+        password = self.file("of-the-proxy")
+        proxy = f'[proxy]\nurl = "http://proxy.example:1"\nusername = "u"\npassword_file = "{password}"\n'
+        spool = f'{proxy}[spool]\npath = "{directory}"\n[auth]\ntoken_file = "{token}"\naccepted_token_file = '
         for path in (f"{directory}/accepted", os.path.abspath(self.mktemp())):
             self.assertEqual(path, self.read(f'{BACKENDS}{spool}"{path}"').auth.accepted_token_file)
         for path, words in (
@@ -367,10 +369,20 @@ class Tokens(Case):
             ("/nowhere/accepted", "/nowhere is no directory"),
             (token, "a file of its own"),
             (os.path.dirname(token), "a file of its own"),
+            ("/dev/null", "a file of its own"),
+            (password, "a file of its own"),
         ):
             error = self.refused(f'{BACKENDS}{spool}"{path}"')
             self.assertEqual("auth.accepted_token_file", error.key)
             self.assertIn(words, str(error))
+
+    def test_accepted_tokens_in_the_configuration(self) -> None:
+        """The file of the configuration itself is not written over."""
+        path = os.path.abspath(self.mktemp())
+        with open(path, "w") as file:
+            file.write(f'{BACKENDS}[auth]\ntoken = "{SECRET}"\naccepted_token_file = "{path}"\n')
+        error = self.assertRaises(ConfigError, settings.load, path, {})
+        self.assertEqual("auth.accepted_token_file", error.key)
 
     def test_accepted_tokens_without_a_token(self) -> None:
         """Who gives no token any more does not have one shown that an earlier configuration has left in a file."""
