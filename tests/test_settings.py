@@ -512,9 +512,16 @@ class OtherRules(Case):
             error = self.refused(f'{BACKENDS}[observe]\nlisten = "{bad}"')
             self.assertEqual(error.key, "observe.listen")
 
+    def test_listen_on_a_name(self) -> None:
+        """A name is no address to listen on, which is said here and not by the start, however public it is to be."""
+        for name in ("agent.example", "*", "1.2.3.400"):
+            for public in ("true", "false"):
+                error = self.refused(f'{BACKENDS}[observe]\nlisten = "{name}:9464"\npublic = {public}\n')
+                self.assertIn("expected an IP address or localhost", str(error))
+
     def test_published(self) -> None:
         """The status page is on loopback, unless it is said in so many words that all may see it."""
-        for address in ("0.0.0.0", "[::]", "192.0.2.7", "[2001:db8::1]", "agent.example", "[::ffff:192.0.2.7]"):
+        for address in ("0.0.0.0", "[::]", "192.0.2.7", "[2001:db8::1]", "[::ffff:192.0.2.7]"):
             text = f'{BACKENDS}[observe]\nlisten = "{address}:9464"\n'
             error = self.refused(text)
             self.assertEqual((error.key, error.others), ("observe.listen", ()))
