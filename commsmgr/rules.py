@@ -28,7 +28,7 @@ TOKEN_SOURCES = ("token", "token_file", "token_env", "token_credential", "token_
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _CREDENTIAL = re.compile(r"[A-Za-z0-9_.@:-]{1,255}")
-_PROGRAM = re.compile(r"/[!-~]*|[a-z][a-z0-9._-]{0,31}")
+_PROGRAM = re.compile(r"/[^\s=]*|[a-z][a-z0-9._-]{0,31}")
 
 # Exactly what an encoder makes of 32 bytes: pins are compared as texts; one that no encoder makes would never match.
 _PIN = re.compile(r"sha256//[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
@@ -100,7 +100,7 @@ def _token_rules(auth: Auth, sources: list[str], environ: Mapping[str, str]) -> 
         yield from _token_mistakes("auth.token", "the token", auth.token)
     if auth.token_file:
         # Quoted only when it looks like a path or a variable: people paste the token itself into the wrong option.
-        name = auth.token_file if "/" in auth.token_file else "the file"
+        name = _shown(auth.token_file)
         yield from _token_file_mistakes("auth.token_file", name, auth.token_file)
     if auth.token_credential:
         try:
@@ -147,6 +147,15 @@ def _token_file_mistakes(key: str, name: str, path: str) -> Iterator[Mistake]:
         yield key, f"{name} cannot be read: {why(error)}"
     else:
         yield from _token_mistakes(key, f"the token in {name}", text)
+
+
+def _shown(path: str) -> str:
+    """Return ``path`` if it is hardly a secret: it begins with a directory that is there, or has no capitals."""
+    if not path.startswith("/"):
+        top, slash, _ = path.partition("/")
+        return path if slash and os.path.isdir(top) else "the file"
+    top, slash, _ = path[1:].partition("/")
+    return path if path.islower() or (slash and os.path.isdir(f"/{top}")) else "the file"
 
 
 def _command_mistakes(command: tuple[str, ...]) -> Iterator[Mistake]:
@@ -209,7 +218,7 @@ def _tls_rules(tls: TLS) -> Iterator[Mistake]:
                 with _regular(path) as file:
                     file.read(1)
         except OSError as error:
-            yield f"tls.{name}", f"{path} cannot be read: {why(error)}"
+            yield f"tls.{name}", f"{_shown(path)} cannot be read: {why(error)}"
     for index, pin in enumerate(tls.pins):
         if not _PIN.fullmatch(pin):
             yield f"tls.pins[{index}]", f"expected sha256// and a SHA-256 in base64, found {json.dumps(pin[:60])}"
@@ -221,7 +230,9 @@ def _proxy_rules(config: Config, environ: Mapping[str, str]) -> Iterator[Mistake
     proxy = config.proxy
     for index, entry in enumerate(proxy.no_proxy):
         if wrong := noproxy.mistake(entry):
-            yield f"proxy.no_proxy[{index}]", f"{wrong}, found {json.dumps(entry[:60])}"
+            # Not of a URL, which may hold a password.
+            found = "a URL" if "@" in entry or "://" in entry else json.dumps(entry[:60])
+            yield f"proxy.no_proxy[{index}]", f"{wrong}, found {found}"
     yield from _proxy_credential_rules(proxy)
     told: set[str] = set()
     for parse in (http_target, websocket_target):
@@ -248,7 +259,7 @@ def _proxy_credential_rules(proxy: Proxy) -> Iterator[Mistake]:
         yield "proxy.username", wrong
     if proxy.password_file:
         # Quoted only when it looks like a path: people paste the password itself into the wrong option.
-        name = proxy.password_file if "/" in proxy.password_file else "the file"
+        name = _shown(proxy.password_file)
         try:
             with _regular(proxy.password_file) as file:
                 file.read(1)
