@@ -14,6 +14,8 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
+import msgspec
+
 from commsmgr import noproxy, proxies
 from commsmgr.browsers import names_loopback
 from commsmgr.config import TLS, Auth, Backend, Config, Observe, Proxy, Redaction
@@ -234,6 +236,8 @@ def _proxy_rules(config: Config, environ: Mapping[str, str]) -> Iterator[Mistake
             found = "a URL" if "@" in entry or "://" in entry else json.dumps(entry[:60])
             yield f"proxy.no_proxy[{index}]", f"{wrong}, found {found}"
     yield from _proxy_credential_rules(proxy)
+    # A setting is checked even where no backend needs it; the environment is somebody else's.
+    looked_at = msgspec.structs.replace(proxy, no_proxy=()) if proxy.url else proxy
     told: set[str] = set()
     for parse in (http_target, websocket_target):
         for backend in config.backends:
@@ -242,7 +246,7 @@ def _proxy_rules(config: Config, environ: Mapping[str, str]) -> Iterator[Mistake
             except ValueError:  # told by the backends' own rules
                 continue
             try:
-                proxies.choose(proxy, environ, target)
+                proxies.choose(looked_at, environ, target)
             except ConfigError as error:
                 if error.key not in told:
                     yield error.key, error.mistake
