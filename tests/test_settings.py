@@ -317,6 +317,8 @@ class Tokens(Case):
             self.assertIn("empty", str(error))
         for name in ("token", "token_file", "token_env", "token_credential"):
             self.assertIn(f"auth.{name}: is empty", str(self.refused(f'{BACKENDS}[auth]\n{name} = ""')))
+        command = f"{BACKENDS}[auth]\ntoken_command = []"
+        self.assertIn("auth.token_command: is empty", str(self.refused(command, {"COMMSMGR_TOKEN": SECRET})))
 
     def test_credential(self) -> None:
         """A credential of systemd's is looked for where systemd puts it; each way to miss it is told."""
