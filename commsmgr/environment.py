@@ -30,7 +30,7 @@ from commsmgr.rules import TOKEN_SOURCES
 from commsmgr.spool import Executor
 from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.peer import TLSFacts
-from commsmgr.urls import Target
+from commsmgr.urls import Target, backend_name, http_target, websocket_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,5 +116,19 @@ def authorization(
         wall=env.wall,
         redactor=env.redactor,
         metrics=metrics,
-        file=AcceptedTokens(auth.accepted_token_file, in_thread) if auth.accepted_token_file else None,
+        file=(
+            AcceptedTokens(auth.accepted_token_file, in_thread, _places(env.config))
+            if auth.accepted_token_file
+            else None
+        ),
     )
+
+
+def _places(config: Config) -> dict[str, str]:
+    """Return where each backend is, by its name: the origins of its two transports."""
+    return {
+        backend_name(backend): " ".join(
+            f"{target.scheme}://{target.authority}" for target in (http_target(backend), websocket_target(backend))
+        )
+        for backend in config.backends
+    }

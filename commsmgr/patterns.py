@@ -2,9 +2,10 @@
 Regular expressions that an operator set, applied to text that anybody may have written, without hanging the agent.
 
 Python's matcher backtracks, cannot be interrupted, and keeps every other thread from running meanwhile. So there are
-three bounds. An expression whose time can double with each character is refused when the configuration is read. A long
-text is matched in windows, so that the others, which can be quadratic or cubic, meet a bounded length. And when the
-windows of one text have taken too long together, the rest of it is withheld: rather too little said than a secret.
+three bounds. An expression whose time can double with each character, or that can be tried in very many ways, is
+refused when the configuration is read. A long text is matched in windows, so that the others, which can be quadratic,
+meet a bounded length. And when the windows of one text have taken too long together, the rest of it is withheld:
+rather too little said than a secret.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from math import log2
 from re import _parser as parser  # type: ignore[attr-defined]  # the only one who knows what is in an expression
-from typing import Any
+from typing import Any, NamedTuple
 
 MARK = "[redacted]"
 
@@ -35,9 +37,9 @@ def mistake(pattern: str) -> str:
         return f"not a regular expression: {error}"
     if compiled.search(""):
         return "matches even the empty string, so it would replace everything"
-    if _explodes(parsed):
+    if _explodes(parsed) or _ways(parsed, set(), bool(_IGNORECASE.search(pattern))).bits > _BITS:
         return (
-            "two repeats within or beside each other, more than one `.*`, or repeated alternatives that begin alike "
+            "repeats within or beside each other, more than one `.*`, or repeated alternatives that begin alike "
             "can take for ever on some texts; make the first or inner one possessive: `(?:a++b)+`, `[^=]*+=.*`"
         )
     return ""
@@ -69,24 +71,40 @@ def _characters(parsed: Any) -> set[str]:
     op, argument = parsed[0]
     parts = argument if op is parser.IN else [(op, argument)]
     found: set[str] = set()
+    partly: set[str] = set()
     for kind, what in parts:
-        if kind is parser.LITERAL:
-            found.add(chr(what))
-        elif kind is parser.RANGE:
-            found.update(map(chr, range(what[0], min(what[1], 255) + 1)))
+        if kind in (parser.LITERAL, parser.RANGE):
+            first, last = (what, what) if kind is parser.LITERAL else what
+            found.update(map(chr, range(first, min(last + 1, _TOLD))))
+            partly |= _marks(first, last) if last >= _TOLD else set()
         elif kind is parser.CATEGORY and str(what) in _CATEGORIES:
             found.update(_CATEGORIES[str(what)])
         elif kind is not parser.NEGATE:
             return _SAMPLE
-    return _SAMPLE - found if parts[0][0] is parser.NEGATE else found
+    return _SAMPLE - found if parts[0][0] is parser.NEGATE else found | partly
 
 
-_SAMPLE = set(map(chr, range(256)))
+_TOLD = 256
+_LETTER, _BLANK, _DIGIT = "\u0100", "\u2003", "\u0661"
+_ABOVE = {_LETTER, _BLANK, _DIGIT}
+"""They stand for all the characters above those that are told apart."""
+
+_SAMPLE = {*map(chr, range(_TOLD)), *_ABOVE}
+
+
+def _marks(first: int, last: int) -> set[str]:
+    """Return what stands for the characters from ``first`` to ``last``."""
+    if last - first > 4096:
+        return _ABOVE
+    those = map(chr, range(max(first, _TOLD), last + 1))
+    return {_BLANK if one.isspace() else _DIGIT if one.isdecimal() else _LETTER for one in those}
+
+
 _CATEGORIES = {
-    f"CATEGORY_{name}": set(re.findall(expression, "".join(map(chr, range(256)))))
+    f"CATEGORY_{name}": set(re.findall(expression, "".join(_SAMPLE)))
     for name, expression in (
         ("DIGIT", r"\d"), ("NOT_DIGIT", r"\D"), ("SPACE", r"\s"), ("NOT_SPACE", r"\S"),
-        ("WORD", r"\w"), ("NOT_WORD", r"\W"),
+        ("WORD", r"\w"), ("NOT_WORD", r"\W|\u0100"),
     )
 }  # fmt: skip
 
@@ -115,6 +133,74 @@ def _varies(parsed: Any) -> bool:
         if any(_varies(part) for part in _parts(argument)):
             return True
     return False
+
+
+# What follows is an estimate of how many ways there are to try at one place, as a power of two. It begins at the end: a
+# repeat whose next character tells it where to stop has one way, as has what nothing follows.
+
+_BITS = 16.0
+"""For all repeats together. One that nothing bounds takes the 12 of a window, so that there can be one but not two."""
+
+_IGNORECASE = re.compile(r"\(\?[a-zA-Z]*i")
+
+
+class _Ways(NamedTuple):
+    """How many ways there are, in bits, and with which characters they can begin."""
+
+    bits: float
+    first: set[str]
+
+
+def _ways(sequence: Any, after: set[str], fold: bool) -> _Ways:
+    """
+    Estimate the ways of a sequence.
+
+    :param after: the characters that can come next.
+    :param fold: whether upper and lower case are the same.
+    """
+    bits = 0.0
+    for op, argument in reversed(list(sequence)):
+        one = _ways_of(op, argument, after, fold)
+        bits, after = bits + one.bits, one.first
+    return _Ways(bits, after)
+
+
+def _ways_of(op: Any, argument: Any, after: set[str], fold: bool) -> _Ways:
+    if op in _REPEATS:
+        least, most, body = argument
+        return _ways_of_repeat(least, most, body, after, fold)
+    if op in _FINAL:
+        # What it has matched is not tried otherwise.
+        body = argument if op is parser.ATOMIC_GROUP else argument[2]
+        inner = _ways(body, set(), fold)
+        optional = op is parser.POSSESSIVE_REPEAT and argument[0] == 0
+        return _Ways(inner.bits, _ways(body, after, fold).first | (after if optional else set()))
+    if op is parser.SUBPATTERN:
+        return _ways(argument[3], after, fold)
+    if op is parser.BRANCH:
+        each = [_ways(part, after, fold) for part in argument[1]]
+        first = set().union(*(one.first for one in each))
+        alike = sum(len(one.first) for one in each) > len(first)
+        return _Ways(max(one.bits for one in each) + (log2(len(each)) if alike else 0.0), first)
+    if op in (parser.LITERAL, parser.NOT_LITERAL, parser.IN, parser.ANY):
+        found = _characters([(op, argument)])
+        if fold:
+            found = {case for one in found for case in (one, one.upper(), one.lower())}
+            found |= {_LETTER} if any(map(str.isalpha, found)) else set()
+        return _Ways(0.0, found)
+    # Whatever this is, it can fail at any character; a reference to a group also compares as many as there are.
+    reference = log2(WINDOW) if op is parser.GROUPREF else 0.0
+    return _Ways(reference + sum(_ways(part, set(), fold).bits for part in _parts(argument)), _SAMPLE)
+
+
+def _ways_of_repeat(least: int, most: int, body: Any, after: set[str], fold: bool) -> _Ways:
+    begin = _ways(body, set(), fold).first
+    inner = _ways(body, after | begin if most > 1 else after, fold)
+    rounds = min(most, WINDOW)
+    bits = inner.bits * rounds
+    if least < most and begin & after:
+        bits += log2(max(rounds - least + 1, 1))
+    return _Ways(bits, inner.first | after if least == 0 else inner.first)
 
 
 def _everything(parsed: Any) -> Iterator[tuple[Any, Any]]:

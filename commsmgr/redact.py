@@ -26,13 +26,21 @@ _NAMES_KEPT = 4096
 
 # What peers and commands print goes through these expressions, so each of them is linear: no unbounded repeat may
 # begin at every character, and where two repeats meet, either they share no character or the first is possessive.
+_QUOTED = r'"(?:[^"\\]|\\.)*+"?'  # a string, even one that was cut off
+
+
+def _bracketed(opening: str, closing: str) -> str:
+    """Return an expression for a list or an object, with those within it, even one that was cut off."""
+    inside = rf'[^{opening}{closing}"\\]|\\.|{_QUOTED}'
+    return rf"{opening}(?:{inside}|{opening}(?:{inside})*+{closing})*+{closing}?"
+
+
 _VALUE = (
-    # Nothing, a truth value, and the mere beginning of an object or a list are no secrets: what is JSON stays JSON.
-    r"(?!\[redacted\]|(?:null|true|false)(?:[\s,}\]]|$)|[{\[]\s{0,3}(?:\\?[\"']|[{}\[\]]))(?:"
-    r'b?"(?:[^"\\]|\\.)*"?'  # a quoted string, even one that was cut off
-    r"|b?'(?:[^'\\]|\\.)*'?"
+    # Nothing, a truth value, an empty list and an empty object are no secrets.
+    r"(?!\[redacted\]|(?:null|true|false)(?:[\s,}\]]|$)|\[\s{0,3}\]|\{\s{0,3}\})(?:"
+    rf"(?:[b$]?{_QUOTED}|[b$]?'(?:[^'\\]|\\.)*+'?)++"  # several without a gap are one to a shell
     r'|\\"(?:[^"\\]|\\[^"])*(?:\\")?'  # the same inside a JSON string
-    r"|[^\s,;&\"'\\)\]}]+)"
+    "|" + _bracketed(r"\[", r"\]") + "|" + _bracketed(r"\{", r"\}") + r"|[^\s,;&\"'\\)\]}]+)"
 )
 _OPENING = r"(?:[\s(\"'\\]|\[(?!redacted\])|b[\"'])"
 # Words that follow "bearer" in sentences and in WWW-Authenticate (RFC 6750 section 3) and are no credentials.
@@ -44,11 +52,14 @@ def _form(expression: str) -> re.Pattern[str]:
 
 
 def _assignment(name: str, *, bare_colon: bool) -> re.Pattern[str]:
-    """``name=value`` and ``"name": value``; ``name: value`` only where that is not prose ("auth.token: must be …")."""
-    bare = rf"|{name}\s{{0,3}}:" if bare_colon else ""
+    """
+    ``name=value`` and ``"name": value``; ``name: value`` only where that is not prose ("auth.token: must be …"), as
+    ``X-Auth-Token: value`` is not.
+    """
+    bare = rf"|{'' if bare_colon else '(?<=[-_])'}{name}\s{{0,3}}:=?+"
     # A comma only as in a pair of strings, a header's name and its value; not before the next key of an object.
     quoted = r"\\?[\"']\s{0,3}(?::|,(?=\s{0,3}b?\\?[\"'])(?!\s{0,3}\\?\"[^\"\\]{0,100}\\?\"\s{0,3}:))"
-    return _form(rf"((?:{name}\\?[\"']?\s{{0,3}}=(?!=)|{name}{quoted}{bare})\s{{0,3}}+){_VALUE}")
+    return _form(rf"((?:{name}\\?[\"']?\s{{0,3}}=(?!=)>?+|{name}{quoted}{bare})\s{{0,3}}+){_VALUE}")
 
 
 # A word without which the expression need not be tried (in lower case), the expression, the replacement.

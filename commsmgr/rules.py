@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
@@ -27,7 +26,7 @@ TOKEN_SOURCES = ("token", "token_file", "token_env", "token_credential", "token_
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _CREDENTIAL = re.compile(r"[A-Za-z0-9_.@:-]{1,255}")
-_PROGRAM = re.compile(r"/[!-~]*|[a-z][a-z0-9._-]{0,31}")
+_PROGRAM = re.compile(r"/[^\s=]*|[a-z][a-z0-9._-]{0,31}")
 
 # Exactly what an encoder makes of 32 bytes: pins are compared as texts; one that no encoder makes would never match.
 _PIN = re.compile(r"sha256//[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
@@ -44,7 +43,7 @@ def broken(config: Config, environ: Mapping[str, str], token_provider: bool) -> 
     return [
         *_backend_rules(config.backends, bool(sources) or token_provider),
         *_token_rules(config.auth, sources + ["a token provider"] * token_provider, environ),
-        *_accepted_token_rules(config),
+        *_accepted_token_rules(config, bool(sources) or token_provider),
         *_tls_rules(config.tls),
         *_proxy_rules(config, environ),
         *_header_rules(config.http.headers),
@@ -99,7 +98,7 @@ def _token_rules(auth: Auth, sources: list[str], environ: Mapping[str, str]) -> 
         yield from _token_mistakes("auth.token", "the token", auth.token)
     if auth.token_file:
         # Quoted only when it looks like a path or a variable: people paste the token itself into the wrong option.
-        name = auth.token_file if "/" in auth.token_file else "the file"
+        name = _shown(auth.token_file)
         yield from _token_file_mistakes("auth.token_file", name, auth.token_file)
     if auth.token_credential:
         try:
@@ -148,31 +147,54 @@ def _token_file_mistakes(key: str, name: str, path: str) -> Iterator[Mistake]:
         yield from _token_mistakes(key, f"the token in {name}", text)
 
 
+def _shown(path: str) -> str:
+    """Return ``path`` if it is hardly a secret: it begins with a directory that is there, or has no capitals."""
+    if not path.startswith("/"):
+        top, slash, _ = path.partition("/")
+        return path if slash and os.path.isdir(top) else "the file"
+    top, slash, _ = path[1:].partition("/")
+    return path if path.islower() or (slash and os.path.isdir(f"/{top}")) else "the file"
+
+
 def _command_mistakes(command: tuple[str, ...]) -> Iterator[Mistake]:
     key = "auth.token_command"
     if any(CONTROL_CHARACTERS.search(word) for word in command):
         yield key, "control characters (such as CR, LF or NUL) are not allowed"
-    elif shutil.which(command[0]) is None:
+    elif not _can_be_run(command[0]):
         # The name alone, and only when it looks like one: arguments may be secret.
         name = command[0] if _PROGRAM.fullmatch(command[0]) else "its first word"
         yield key, f"{name} is no program that can be run here; a program and its arguments are given as a list"
 
 
-def _accepted_token_rules(config: Config) -> Iterator[Mistake]:
+def _can_be_run(program: str) -> bool:
+    """Return whether a program is there, with the rights of who will run it, which shutil.which does not look at."""
+    places = [program] if os.path.dirname(program) else [os.path.join(place, program) for place in os.get_exec_path()]
+    return any(os.path.isfile(place) and os.access(place, os.X_OK, effective_ids=True) for place in places)
+
+
+def _accepted_token_rules(config: Config, with_token: bool) -> Iterator[Mistake]:
     """The file is replaced by commsmgr: it must be nobody else's."""
     key, path = "auth.accepted_token_file", config.auth.accepted_token_file
     if not path:
         return
+    if not with_token:
+        # What an earlier configuration has left there would be shown, in the clear perhaps, by one that has no token.
+        yield key, "is of no use without a token"
     directory, name = os.path.split(os.path.realpath(path))
-    others = (config.auth.token_file, config.tls.ca_file, config.tls.certificate, config.tls.key)
+    tls = config.tls
+    others = (config.auth.token_file, config.proxy.password_file, tls.ca_file, tls.certificate, tls.key)
     beside_spool = directory == os.path.realpath(config.spool.path)
     if beside_spool and name.startswith("spool"):
         yield key, f"{path} may be one of the spool's own files; expected another name"
     elif not beside_spool and not os.path.isdir(directory):
         # The spool's directory is made when the agent starts.
         yield key, f"{os.path.dirname(path)} is no directory"
-    elif os.path.isdir(path) or any(other and os.path.realpath(other) == os.path.realpath(path) for other in others):
+    elif (os.path.exists(path) and not os.path.isfile(path)) or any(
+        other and os.path.realpath(other) == os.path.realpath(path) for other in others
+    ):
         yield key, f"{path} is something else; expected a file of its own"
+    elif os.path.isdir(directory) and not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        yield key, f"{path} cannot be made, as {directory} cannot be written to; it may lie in spool.path"
 
 
 def _token_mistakes(key: str, subject: str, token: str) -> Iterator[Mistake]:
@@ -194,7 +216,7 @@ def _tls_rules(tls: TLS) -> Iterator[Mistake]:
                 with _regular(path) as file:
                     file.read(1)
         except OSError as error:
-            yield f"tls.{name}", f"{path} cannot be read: {why(error)}"
+            yield f"tls.{name}", f"{_shown(path)} cannot be read: {why(error)}"
     for index, pin in enumerate(tls.pins):
         if not _PIN.fullmatch(pin):
             yield f"tls.pins[{index}]", f"expected sha256// and a SHA-256 in base64, found {json.dumps(pin[:60])}"
@@ -206,7 +228,9 @@ def _proxy_rules(config: Config, environ: Mapping[str, str]) -> Iterator[Mistake
     proxy = config.proxy
     for index, entry in enumerate(proxy.no_proxy):
         if wrong := noproxy.mistake(entry):
-            yield f"proxy.no_proxy[{index}]", f"{wrong}, found {json.dumps(entry[:60])}"
+            # Not of a URL, which may hold a password.
+            found = "a URL" if "@" in entry or "://" in entry else json.dumps(entry[:60])
+            yield f"proxy.no_proxy[{index}]", f"{wrong}, found {found}"
     yield from _proxy_credential_rules(proxy)
     told: set[str] = set()
     if proxy.url:
@@ -240,7 +264,7 @@ def _proxy_credential_rules(proxy: Proxy) -> Iterator[Mistake]:
         yield "proxy.username", wrong
     if proxy.password_file:
         # Quoted only when it looks like a path: people paste the password itself into the wrong option.
-        name = proxy.password_file if "/" in proxy.password_file else "the file"
+        name = _shown(proxy.password_file)
         try:
             with _regular(proxy.password_file) as file:
                 file.read(1)

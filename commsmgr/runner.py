@@ -159,7 +159,7 @@ class CommandRunner:
             if self._given_up and isinstance(error, CancelledError):
                 raise
             self.log.failure("the handler failed on {message_id}", event="command.failed", message_id=command.id)
-            return command.error(f"{type(error).__name__}: {error}")
+            return command.error(f"{type(error).__name__}: {_text(error)}")
         if not isinstance(outcome, Result):
             return command.error(f"the handler returned {type(outcome).__name__}, not a Result")
         return outcome
@@ -176,6 +176,14 @@ def _deferred(outcome: Awaitable[Result]) -> Deferred[Result]:
         return await outcome
 
     return Deferred.fromCoroutine(wait())
+
+
+def _text(error: BaseException) -> str:
+    """Return what an exception says; its class is somebody else's, and may fail at that."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"its text could not be had: {type(another).__name__}"
 
 
 def _completed(result: Result, command: Command, took: float) -> Result:

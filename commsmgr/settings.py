@@ -48,7 +48,13 @@ def load(path: str, environ: Mapping[str, str]) -> Config:
     :param environ: where ``auth.token_env``, ``COMMSMGR_TOKEN``, ``COMMSMGR_TOKEN_FILE`` and proxies are looked up.
     :raise ConfigError: the file cannot be read or is wrong.
     """
-    return from_toml(_read(path), source=path, environ=environ)
+    config = from_toml(_read(path), source=path, environ=environ)
+    kept = config.auth.accepted_token_file
+    if kept and os.path.realpath(kept) == os.path.realpath(path):
+        raise ConfigError(
+            "is the configuration itself; expected another file", key="auth.accepted_token_file", source=path
+        )
+    return config
 
 
 def load_spool(path: str) -> Spool:
@@ -75,7 +81,7 @@ def from_toml(text: str, *, source: str, environ: Mapping[str, str]) -> Config:
     raw = _parse(text, source)
     config = _convert(raw, source)
     written = raw.get("auth", {})
-    _raise_for([(f"auth.{name}", "is empty") for name in TOKEN_SOURCES if written.get(name) == ""], source)
+    _raise_for([(f"auth.{name}", "is empty") for name in TOKEN_SOURCES if written.get(name) in ("", [])], source)
     if any(written.get(name) for name in TOKEN_SOURCES):
         return check(config, source=source, environ=environ)
     auth, origin = _auth_from_environment(config.auth, environ)

@@ -143,7 +143,7 @@ def backend_name(backend: Backend) -> str:
 
 def listen_address(listen: str) -> tuple[str, int]:
     """
-    Take the value of ``observe.listen`` apart: host (an IPv6 literal without its brackets) and port.
+    Take the value of ``observe.listen`` apart: ``localhost`` or an IP address (an IPv6 one without brackets), and port.
 
     :raise ValueError: it says what was expected.
     """
@@ -154,4 +154,9 @@ def listen_address(listen: str) -> tuple[str, int]:
         raise ValueError("expected host:port, such as 127.0.0.1:9464 or [::1]:9464")
     if int(port) > 65535:
         raise ValueError("the port must be between 0 and 65535")
+    if host != "localhost":
+        try:
+            ip_address(host)
+        except ValueError:
+            raise ValueError("expected an IP address or localhost, and a port") from None
     return host, int(port)

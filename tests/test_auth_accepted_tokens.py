@@ -16,6 +16,7 @@ from commsmgr.bearer import Token
 from commsmgr.policy.tokens import Route
 
 HTTP, WEBSOCKET = Route("main", "http"), Route("main", "websocket")
+PLACES = {"main": "https://main.example wss://main.example", "a": "https://a.example wss://a.example"}
 KEPT = {HTTP: Token("s3cr3t-one", 7.5), WEBSOCKET: Token("s3cr3t-two")}
 
 
@@ -26,7 +27,7 @@ class AcceptedTokensTests(SynchronousTestCase):
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
         self.path = directory / "accepted"
-        self.file = AcceptedTokens(str(self.path), maybeDeferred)
+        self.file = AcceptedTokens(str(self.path), maybeDeferred, PLACES)
         self.logged: list[str] = []
         globalLogPublisher.addObserver(self.observe)
         self.addCleanup(globalLogPublisher.removeObserver, self.observe)
@@ -47,10 +48,19 @@ class AcceptedTokensTests(SynchronousTestCase):
         old = os.umask(0)
         self.addCleanup(os.umask, old)
         self.file.keep(KEPT)
-        self.assertEqual(AcceptedTokens(str(self.path), maybeDeferred).load(), KEPT)
+        self.assertEqual(AcceptedTokens(str(self.path), maybeDeferred, PLACES).load(), KEPT)
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
         self.assertEqual(os.listdir(self.path.parent), ["accepted"])
         self.assertNotIn("s3cr3t", repr(self.file))
+
+    def test_another_place(self) -> None:
+        """A backend that has got the name of another one, or its own by another scheme, is not shown what was kept."""
+        self.file.keep(KEPT)
+        for place in ("https://other.example wss://other.example", "http://main.example ws://main.example"):
+            self.assertEqual(AcceptedTokens(str(self.path), maybeDeferred, {"main": place}).load(), {}, place)
+        self.assertEqual(AcceptedTokens(str(self.path), maybeDeferred, {"renamed": PLACES["main"]}).load(), {})
+        self.assertEqual(self.logged, [])
+        self.assertEqual(self.file.load(), KEPT)
 
     def test_nothing(self) -> None:
         """No file is no mistake, and with nothing to keep there is none."""
@@ -101,7 +111,7 @@ class AcceptedTokensTests(SynchronousTestCase):
         """Whatever else is in there is told of without being quoted."""
         for content in (
             b"", b"s3cr3t", b"{}", b"[1]", b'[{"backend":"s3cr3t"}]', b"\xff", b"[" * 100_000,
-            b'[{"backend":"a","transport":"http","token":"s3cr3t\\nX: 1"}]',
+            b'[{"backend":"a","transport":"http","token":"s3cr3t\\nX: 1","place":"https://a.example wss://a.example"}]',
             b'[{"backend":"a","transport":"http","token":"s3cr3t","expires_at":"soon"}]',
         ):  # fmt: skip
             self.path.write_bytes(content)
@@ -118,6 +128,14 @@ class AcceptedTokensTests(SynchronousTestCase):
         self.file.keep(KEPT)
         self.assertEqual((victim.read_text(), self.path.is_symlink()), ("mine", False))
         self.assertEqual(self.file.load(), KEPT)
+
+    def test_no_file_in_its_place(self) -> None:
+        """What is no file, such as a device, is left where it is, for the superuser could replace that too."""
+        os.mkfifo(self.path)
+        self.file.keep(KEPT)
+        self.assertIn("not written: something that is no file", self.complaint())
+        self.assertTrue(stat.S_ISFIFO(self.path.lstat().st_mode))
+        self.assertEqual(os.listdir(self.path.parent), ["accepted"])
 
     def test_cannot_be_written(self) -> None:
         """A directory that is gone is told of, and the next write is tried again."""
@@ -136,7 +154,7 @@ class AcceptedTokensTests(SynchronousTestCase):
             pending.append((write, done := Deferred()))
             return done
 
-        file = AcceptedTokens(str(self.path), in_thread)
+        file = AcceptedTokens(str(self.path), in_thread, PLACES)
         self.successResultOf(Deferred.fromCoroutine(file.written()))
         for value in ("a", "b", "c"):
             file.keep({HTTP: Token(value)})

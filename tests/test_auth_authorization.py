@@ -70,7 +70,7 @@ class AuthorizationTests(SynchronousTestCase):
             wall=self.clock.seconds,
             redactor=self.redactor,
             metrics=self.metrics,
-            file=AcceptedTokens(str(self.path), maybeDeferred),
+            file=AcceptedTokens(str(self.path), maybeDeferred, {"one": "https://one.example"}),
         )
 
     def get(self, route: Route = ONE) -> Token:

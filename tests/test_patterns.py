@@ -25,6 +25,10 @@ class MistakeTests(SynchronousTestCase):
             r"(a+)+$", r"(a|a)*b", r"(a|ab)+c", r"(\w+\s?)*x", r"(x+x+)+y", r"(.*)*q", r"((ab)*c*)*d",
             r"(a{1,3}){1,50}x", r"(?:a?){50}b", r"[^x]*\w+y", r"[a-f]+[e-z]+1",
             r"\w+\w+@", r"(\d+)(\d*)x", r".*a.*b", r"(?=(a+)+b)c", r"(a)?(?(1)(b+)+|c)d",
+            r"(?:a{1,16}){1,16}b", r"(?:\w{1,15}\s?){1,16}!", r"(?:\d{1,3},?){1,12}kr", r"(.*?,){11}P",
+            "a{0,16}" * 8 + "b", "a?" * 26 + "a" * 26, r"(?:a?){16}(?:a?){16}b", r"(?i)(?:Ab|aB)*c", r"(\w+)\1\1x",
+            r"\w+a\w+b", r"\S+@\S+\.\S+", r"(?:[а-я]{1,15} ?){1,16}!", r"(?i:(?:[a-j]{1,9}[A-J]?){9})!",
+            r"(?>(?:a{1,16}){1,16}b)", r"(?=(?:a{1,16}){1,16}b)c",
         ):  # fmt: skip
             self.assertIn("possessive", mistake(pattern), pattern)
 
@@ -34,6 +38,11 @@ class MistakeTests(SynchronousTestCase):
             r"eyJ[\w-]+\.[\w-]+\.[\w-]+", r"\b\d{13,16}\b", r"[\w.]+@[\w.]+\.\w+", r"patient=\d+", r"(?:foo|bar)+",
             r"(a|b)+c", r"([A-Z]{4}-?){4}", r"(?:\w++\s?+)*+x", r"(?>a+)+b", r"\w++\w+@", r"secret[^=]*+=.*",
             r"(?i)pin\s*[:=]\s*\d+", r"[a-f]+[0-9]+x", r"[^\s=]+\s*=x",
+            r"(?:\d{1,3}\.){3}\d{1,3}", r"\d{1,3}(?:,\d{3})*", r"(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}",
+            r"(?:\d[ -]*?){13,16}", r"-----BEGIN [A-Z ]+-----[^-]*+-----END", r".{0,9}key.{0,9}=.{0,9};",
+            r"(?i)(?:bearer|basic)\s+[\w.=+/-]+", r"\+?\d{1,3}[ -]?\(?\d{2,4}\)?[ -]?\d{3,4}[ -]?\d{3,4}",
+            r"(?:foo|far){1,9}", r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}",
+            r"(?:[0-9a-f]{2}[:-]?){6}", r"\s+$", r"(?:a{1,16}){1,16}+b", r"[а-я]+\s*:\s*\d+x",
         ):  # fmt: skip
             self.assertEqual(mistake(pattern), "", pattern)
 
@@ -75,6 +84,14 @@ class PatternTests(SynchronousTestCase):
         shown = pattern("a" * (1 << 20))
         self.assertLess(time.process_time() - began, 10 * PATIENCE)
         self.assertTrue(shown.startswith("a"))
+
+    def test_bounded_time_for_a_window(self) -> None:
+        """A text that is too short to be cut is through in seconds as well, though it is made for the expression."""
+        for expression, text in ((r"\s+$", " " * WINDOW + "x"), (r"(?:a|ab)?(?:\w{0,9}){2}x\w+!", "a" * WINDOW)):
+            self.assertEqual("", mistake(expression), expression)
+            began = time.process_time()
+            Pattern(expression, time.thread_time)(text)
+            self.assertLess(time.process_time() - began, 10 * PATIENCE, expression)
 
     @settings(deadline=None)
     @given(st.text("ab1 \n", max_size=60), st.sampled_from([r"\d+", r"a\w*b", "redacted", "[a-z]+"]))

@@ -142,6 +142,24 @@ class Dropped(ProcessTestCase):
         self.assertEqual([], os.listdir(self.temporary))
         return None
 
+    async def test_what_only_root_can_run_or_write(self) -> None:
+        """A program that only root can run gives no token, and in a directory of root's none is kept."""
+        if os.geteuid():
+            return await self.not_root()
+        self.give(self.home)
+        program = self.directory / "program"
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o700)
+        kept = self.directory / "kept"
+        for auth, words in (
+            ({"token_command": [str(program)]}, f"auth.token_command: {program} is no program that can be run here"),
+            ({"token": "s3cret", "accepted_token_file": str(kept)}, f"auth.accepted_token_file: {kept} cannot be made"),
+        ):
+            agent = self.agent(DEAF, check=True, auth=auth)
+            self.assertEqual(1, await agent.wait(), agent.text)
+            self.assertIn(words, agent.text)
+        return None
+
     async def test_what_the_user_can_read(self) -> None:
         """The advice of the mistake is right: with the directory made as it says, the check is content."""
         if os.geteuid():

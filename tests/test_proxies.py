@@ -166,12 +166,12 @@ class Rules(SynchronousTestCase):
         ):
             self.assertEqual(self.lines(f"[proxy]\n{text}"), [expected])
 
-    def test_settings_that_no_backend_needs(self) -> None:
-        """A URL in ``[proxy]`` is checked even while every backend is reached directly."""
-        self.assertEqual(
-            self.lines('[proxy]\nurl = "ftp://p:1"', url="http://127.0.0.1:1"),
-            ["agent.toml: proxy.url: expected http:// or https://, found ftp"],
-        )
+    def test_a_setting_that_is_not_needed(self) -> None:
+        """A mistake in ``proxy.url`` is one while no backend needs a proxy, too: the next one may."""
+        for url in ("socks5://p:1", "http://u:p4ss@p:1"):
+            (line,) = self.lines(f'[proxy]\nurl = "{url}"', url="http://127.0.0.1:1")
+            self.assertTrue(line.startswith("agent.toml: proxy.url: "), line)
+            self.assertNotIn("p4ss", line)
 
     def test_password_file(self) -> None:
         """A password belongs to somebody, and its file is a file."""

@@ -144,6 +144,29 @@ class Outcomes(RunnerTestCase):
             self.idle()
         self.assertEqual(len(self.flushLoggedErrors(*map(type, exits))), 6)
 
+    def test_an_exception_that_cannot_be_told(self) -> None:
+        """An exception whose text fails in its turn ends its command like any other; the place is not lost."""
+
+        class Mute(Exception):
+            def __str__(self) -> str:
+                raise ValueError("not even that")
+
+            __repr__ = __str__
+
+        def handler(c: Command) -> Result:
+            if c.key == 1:
+                raise Mute
+            return c.success("still here")
+
+        self.start(handler, concurrency=1)
+        for key in (1, 2):
+            self.channel.put(command(key))
+        first, second = self.results
+        self.assertEqual((first.status, first.error), ("error", "Mute: its text could not be had: ValueError"))
+        self.assertEqual(second.output, "still here")
+        self.idle()
+        self.assertEqual(len(self.flushLoggedErrors(Mute)), 1)
+
     def test_thrown_away(self) -> None:
         """A runner that is thrown away while a handler waits, at the end of the process say, asks for no result."""
         self.start(lambda c: Deferred())

@@ -240,6 +240,13 @@ class EverythingAnAgentWrites(ProcessTestCase):
             f"{backends}[auth]\ntoken_command = [{quoted}]\n",
             f"{backends}[auth]\ntoken_command = ['/nowhere/program', {quoted}]\n",
             f"{backends}[auth]\ntoken = {quoted[:-1]}\n",
+            f"{backends}[auth]\ntoken_file = {quoted}\n",
+            f"{backends}[auth]\ntoken_file = {json.dumps('/' + token)}\n",
+            f"{backends}[auth]\ntoken_command = [{json.dumps('/bin/program?token=' + token)}]\n",
+            f"{backends}[tls]\ncertificate = {quoted}\nkey = {quoted}\n",
+            f"{backends}[tls]\nca_file = {quoted}\n",
+            f'{backends}[proxy]\nurl = "http://p.example:1"\nusername = "u"\npassword_file = {quoted}\n',
+            f"{backends}[proxy]\nno_proxy = [{json.dumps(f'http://user:{token}@proxy.example')}]\n",
             f"{backends}[http.headers]\nX-Key = {json.dumps(token + chr(7))}\n",
             f"{backends}[http.headers]\nAuthorization = {quoted}\n",
         )

@@ -343,6 +343,28 @@ class Tokens(SecurityTestCase):
 
         return Deferred.fromCoroutine(together(story("commsmgr.v1"), story("plain")))
 
+    async def test_another_backend_of_the_same_name(self) -> None:
+        """A backend that has the name of an earlier one, and refuses its token, is not shown the other one's."""
+        first = await self.backend(check_token_on_upgrade=True)
+        directory = self.spool()
+        path, kept = Path(self.spool(), "token"), Path(directory, "accepted-token")
+        path.write_text(TOKEN)
+        auth = config.Auth(token_file=str(path), refused_delay=1.0, accepted_token_file=str(kept))
+        manager = self.manager(quick(first, directory, auth=auth))
+        await manager.connect()
+        await manager.disconnect()
+        self.assertIn(TOKEN, kept.read_text())
+        # It would take the token that it must not see.
+        second = await self.backend(check_token_on_upgrade=True)
+        path.write_text("a-token-that-is-refused")
+        manager = self.manager(quick(second, directory, auth=auth))
+        manager.startService()
+        for _ in range(2):
+            with self.assertRaises((HTTPStatusError, TokenError)):
+                await manager.send_heartbeat()
+        self.assertFalse(second.connected(MACHINE))
+        await manager.disconnect()
+
     async def test_from_a_command(self) -> None:
         """A command is run for the first token, when one comes near its end, and when one was refused; not else."""
         backend = await self.backend(check_token_on_upgrade=True)

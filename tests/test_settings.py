@@ -317,6 +317,8 @@ class Tokens(Case):
             self.assertIn("empty", str(error))
         for name in ("token", "token_file", "token_env", "token_credential"):
             self.assertIn(f"auth.{name}: is empty", str(self.refused(f'{BACKENDS}[auth]\n{name} = ""')))
+        command = f"{BACKENDS}[auth]\ntoken_command = []"
+        self.assertIn("auth.token_command: is empty", str(self.refused(command, {"COMMSMGR_TOKEN": SECRET})))
 
     def test_credential(self) -> None:
         """A credential of systemd's is looked for where systemd puts it; each way to miss it is told."""
@@ -359,7 +361,9 @@ class Tokens(Case):
         """It may lie beside the spool, which need not be there yet, but takes no other file's place."""
         directory = os.path.abspath(self.mktemp())
         token = self.file(SECRET)
-        spool = f'[spool]\npath = "{directory}"\n[auth]\ntoken_file = "{token}"\naccepted_token_file = '
+        password = self.file("of-the-proxy")
+        proxy = f'[proxy]\nurl = "http://proxy.example:1"\nusername = "u"\npassword_file = "{password}"\n'
+        spool = f'{proxy}[spool]\npath = "{directory}"\n[auth]\ntoken_file = "{token}"\naccepted_token_file = '
         for path in (f"{directory}/accepted", os.path.abspath(self.mktemp())):
             self.assertEqual(path, self.read(f'{BACKENDS}{spool}"{path}"').auth.accepted_token_file)
         for path, words in (
@@ -367,10 +371,28 @@ class Tokens(Case):
             ("/nowhere/accepted", "/nowhere is no directory"),
             (token, "a file of its own"),
             (os.path.dirname(token), "a file of its own"),
+            ("/dev/null", "a file of its own"),
+            (password, "a file of its own"),
         ):
             error = self.refused(f'{BACKENDS}{spool}"{path}"')
             self.assertEqual("auth.accepted_token_file", error.key)
             self.assertIn(words, str(error))
+
+    def test_accepted_tokens_in_the_configuration(self) -> None:
+        """The file of the configuration itself is not written over."""
+        path = os.path.abspath(self.mktemp())
+        with open(path, "w") as file:
+            file.write(f'{BACKENDS}[auth]\ntoken = "{SECRET}"\naccepted_token_file = "{path}"\n')
+        error = self.assertRaises(ConfigError, settings.load, path, {})
+        self.assertEqual("auth.accepted_token_file", error.key)
+
+    def test_accepted_tokens_without_a_token(self) -> None:
+        """Who gives no token any more does not have one shown that an earlier configuration has left in a file."""
+        text = f'[auth]\naccepted_token_file = "{os.path.abspath(self.mktemp())}"\n'
+        error = self.refused(f"{BACKENDS}{text}")
+        self.assertEqual("auth.accepted_token_file", error.key)
+        self.assertIn("without a token", str(error))
+        self.assertTrue(self.read(f"{BACKENDS}{text}", {"COMMSMGR_TOKEN": SECRET}).auth.accepted_token_file)
 
 
 class OtherRules(Case):
@@ -492,9 +514,16 @@ class OtherRules(Case):
             error = self.refused(f'{BACKENDS}[observe]\nlisten = "{bad}"')
             self.assertEqual(error.key, "observe.listen")
 
+    def test_listen_on_a_name(self) -> None:
+        """A name is no address to listen on, which is said here and not by the start, however public it is to be."""
+        for name in ("agent.example", "*", "1.2.3.400"):
+            for public in ("true", "false"):
+                error = self.refused(f'{BACKENDS}[observe]\nlisten = "{name}:9464"\npublic = {public}\n')
+                self.assertIn("expected an IP address or localhost", str(error))
+
     def test_published(self) -> None:
         """The status page is on loopback, unless it is said in so many words that all may see it."""
-        for address in ("0.0.0.0", "[::]", "192.0.2.7", "[2001:db8::1]", "agent.example", "[::ffff:192.0.2.7]"):
+        for address in ("0.0.0.0", "[::]", "192.0.2.7", "[2001:db8::1]", "[::ffff:192.0.2.7]"):
             text = f'{BACKENDS}[observe]\nlisten = "{address}:9464"\n'
             error = self.refused(text)
             self.assertEqual((error.key, error.others), ("observe.listen", ()))

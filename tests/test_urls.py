@@ -127,6 +127,10 @@ class ListenTests(SynchronousTestCase):
             "host:١",
             "host:-1",
             "host:065536",
+            "host:1",
+            "*:1",
+            "1.2.3.400:1",
+            "LOCALHOST.:1",
         ):
             self.assertRaises(ValueError, listen_address, listen)
         self.assertIn("65535", str(self.assertRaises(ValueError, listen_address, "host:65536")))

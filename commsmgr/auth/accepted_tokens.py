@@ -4,13 +4,16 @@ The file that keeps, over a restart, which tokens were accepted last (``auth.acc
 It is as secret as a token file: made with mode 0600 and put in its place whole, and not read when it is a symbolic
 link, somebody else's, or open to others. Nothing depends on it: one that cannot be used is told of, and the agent goes
 on.
+
+A token is kept for the place that has accepted it, not for its name alone: when a name of the configuration comes to
+stand for another place, that one is shown no token that was meant for the first.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -31,6 +34,7 @@ class _Entry(msgspec.Struct):
     transport: str
     token: str
     expires_at: float | None = None
+    place: str = ""
 
 
 class AcceptedTokens:
@@ -38,13 +42,17 @@ class AcceptedTokens:
     Reads and writes the file.
 
     :param in_thread: does the writing, as a disk may take its time; one write at a time.
+    :param places: where each backend is, by its name.
     """
 
     _log = Logger()
 
-    def __init__(self, path: str, in_thread: Callable[[Callable[[], None]], Deferred[None]]) -> None:
+    def __init__(
+        self, path: str, in_thread: Callable[[Callable[[], None]], Deferred[None]], places: Mapping[str, str]
+    ) -> None:
         self._path = path
         self._in_thread = in_thread
+        self._places = places
         self._wanted: dict[Route, Token] | None = None
         self._writing: Deferred[None] | None = None
 
@@ -52,12 +60,16 @@ class AcceptedTokens:
         return f"<AcceptedTokens {self._path!r}>"
 
     def load(self) -> dict[Route, Token]:
-        """Return what was kept: nothing when there is no file, or none that can be used, which is logged."""
+        """
+        Return what was kept for backends that are where they were: nothing when there is no file, or none that can be
+        used, which is logged.
+        """
         try:
             entries = msgspec.json.decode(_read(self._path), type=list[_Entry])
             return {
                 Route(entry.backend, entry.transport): Token(check_token(entry.token), entry.expires_at)
                 for entry in entries
+                if entry.place == self._places.get(entry.backend)
             }
         except FileNotFoundError:
             return {}
@@ -91,7 +103,11 @@ class AcceptedTokens:
         while self._wanted is not None:
             kept, self._wanted = self._wanted, None
             try:
-                await self._in_thread(partial(_replace, self._path, kept))
+                entries = [
+                    _Entry(*route, token.value, token.expires_at, self._places[route.backend])
+                    for route, token in kept.items()
+                ]
+                await self._in_thread(partial(_replace, self._path, entries))
             except Exception as error:
                 self._complain("not written", getattr(error, "strerror", None) or type(error).__name__)
         self._writing = None
@@ -125,12 +141,15 @@ def _read(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _replace(path: str, kept: dict[Route, Token]) -> None:
-    if not kept:
+def _replace(path: str, entries: list[_Entry]) -> None:
+    if not entries:
         with suppress(FileNotFoundError):
             os.unlink(path)
         return
-    entries = [_Entry(*route, token.value, token.expires_at) for route, token in kept.items()]
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(mode := os.lstat(path).st_mode) and not stat.S_ISLNK(mode):
+            # For root even /dev/null could be replaced.
+            raise OSError(None, "something that is no file is in its place")
     new = f"{path}.new"
     with suppress(FileNotFoundError):
         os.unlink(new)

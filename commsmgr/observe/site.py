@@ -223,8 +223,7 @@ class StatusSite(Service):
             host, self._wanted = listen_address(listen)
             self._interface = "127.0.0.1" if host == "localhost" else str(ip_address(host))
         except ValueError as error:
-            fact = f"expected an IP address or localhost, and a port: {error}"
-            raise ConfigError(fact, key="observe.listen") from None
+            raise ConfigError(str(error), key="observe.listen") from None
         self.port = 0
         self._listen = listen
         self._reactor = reactor
