@@ -598,7 +598,8 @@ class Reference(Case):
     def test_example_shows_the_defaults(self) -> None:
         """Every option is in the example, and uncommenting them all gives the defaults."""
         text = re.sub(r"^#(?=[a-z_]+ = )", "", reference.example(), flags=re.MULTILINE)
-        text = re.sub(r'^token(_\w+)? = (""|\[\])$', "", text, flags=re.MULTILINE)  # an empty one is a mistake when written
+        # A source of tokens that is written and empty is a mistake.
+        text = re.sub(r'^token(_\w+)? = (""|\[\])$', "", text, flags=re.MULTILINE)
         self.assertEqual(self.read(text), self.read(BACKENDS))
         for section in reference.sections():
             for option in section.options:
