@@ -202,7 +202,7 @@ class EverythingAnAgentWrites(ProcessTestCase):
         paths = ("", "metrics", "status", "readyz", "healthz", "nowhere")
         pages = {f"/{path}": (await self.fetch(f"http://127.0.0.1:{port}/{path}"))[1] for path in paths}
         self.assertIn(b"commsmgr_token_refused", pages["/metrics"])
-        self.assertIn(b'"token"', pages["/status"])
+        self.assertIn(b'"auth"', pages["/status"])
         return pages
 
     def files(self, home: Path, when: str) -> dict[str, bytes]:
