@@ -26,12 +26,20 @@ _NAMES_KEPT = 4096
 
 # What peers and commands print goes through these expressions, so each of them is linear: no unbounded repeat may
 # begin at every character, and where two repeats meet, either they share no character or the first is possessive.
+_QUOTED = r'"(?:[^"\\]|\\.)*+"?'  # a string, even one that was cut off
+
+
+def _bracketed(opening: str, closing: str) -> str:
+    """Return an expression for a list or an object, with those within it, even one that was cut off."""
+    inside = rf'[^{opening}{closing}"\\]|\\.|{_QUOTED}'
+    return rf"{opening}(?:{inside}|{opening}(?:{inside})*+{closing})*+{closing}?"
+
+
 _VALUE = (
     r"(?!\[redacted\])(?:"
-    r'b?"(?:[^"\\]|\\.)*"?'  # a quoted string, even one that was cut off
-    r"|b?'(?:[^'\\]|\\.)*'?"
+    rf"(?:[b$]?{_QUOTED}|[b$]?'(?:[^'\\]|\\.)*+'?)++"  # several without a gap are one to a shell
     r'|\\"(?:[^"\\]|\\[^"])*(?:\\")?'  # the same inside a JSON string
-    r"|[^\s,;&\"'\\)\]}]+)"
+    "|" + _bracketed(r"\[", r"\]") + "|" + _bracketed(r"\{", r"\}") + r"|[^\s,;&\"'\\)\]}]+)"
 )
 _OPENING = r"(?:[\s(\"'\\]|\[(?!redacted\])|b[\"'])"
 # Words that follow "bearer" in sentences and in WWW-Authenticate (RFC 6750 section 3) and are no credentials.
@@ -43,11 +51,16 @@ def _form(expression: str) -> re.Pattern[str]:
 
 
 def _assignment(name: str, *, bare_colon: bool) -> re.Pattern[str]:
-    """``name=value`` and ``"name": value``; ``name: value`` only where that is not prose ("auth.token: must be …")."""
-    bare = rf"|{name}\s{{0,3}}:" if bare_colon else ""
+    """
+    ``name=value`` and ``"name": value``; ``name: value`` only where that is not prose ("auth.token: must be …"), as
+    ``X-Auth-Token: value`` is not.
+    """
+    # Looked back from its end, so that each alternative begins with the name: that is what is searched for so fast.
+    within = "" if bare_colon else f"(?<=[-_]{name})"
+    bare = rf"|{name}{within}\s{{0,3}}:=?+"
     # A comma only as in a pair of strings, a header's name and its value.
     quoted = r"\\?[\"']\s{0,3}(?::|,(?=\s{0,3}b?\\?[\"']))"
-    return _form(rf"((?:{name}\\?[\"']?\s{{0,3}}=(?!=)|{name}{quoted}{bare})\s{{0,3}}+){_VALUE}")
+    return _form(rf"((?:{name}\\?[\"']?\s{{0,3}}=(?!=)>?+|{name}{quoted}{bare})\s{{0,3}}+){_VALUE}")
 
 
 # A word without which the expression need not be tried (in lower case), the expression, the replacement.

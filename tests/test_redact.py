@@ -156,6 +156,17 @@ class FormTests(SynchronousTestCase):
                 "credentials=abc": f"credentials={MARK}",
                 'password="cut off': f"password={MARK}",
                 "TOKEN=ABC": f"TOKEN={MARK}",
+                '{"password": ["a", "b]"], "x": 1}': f'{{"password": {MARK}, "x": 1}}',
+                '{"secret": {"a": {"b": "}c"}}, "x": 1}': f'{{"secret": {MARK}, "x": 1}}',
+                '{\\"token\\": {\\"a\\": [\\"b\\"]}} x': f'{{\\"token\\": {MARK}}} x',
+                "tokens: [a, token=[a, [b], c], d": f"tokens: [a, token={MARK}, d",
+                '"password" => "abc", password => abc': f'"password" => {MARK}, password => {MARK}',
+                "password := abc": f"password := {MARK}",
+                "password=$'a b' x": f"password={MARK} x",
+                "password='it''s' x": f"password={MARK} x",
+                'password="""a\nb""" x': f"password={MARK} x",
+                "X-Auth-Token: abc": f"X-Auth-Token: {MARK}",
+                "access_token: abc": f"access_token: {MARK}",
             }
         )
 
