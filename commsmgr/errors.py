@@ -140,7 +140,7 @@ class TokenError(CommsError):
     """No usable bearer token could be had."""
 
     retryable = True
-    advice = "look at [auth]: the file, the variable or the callable that gives the token"
+    advice = "look at [auth], and at the file, variable, command or callable that gives the token"
 
 
 class DeadlineExceeded(CommsError):

@@ -81,7 +81,7 @@ def from_toml(text: str, *, source: str, environ: Mapping[str, str]) -> Config:
     raw = _parse(text, source)
     config = _convert(raw, source)
     written = raw.get("auth", {})
-    _raise_for([(f"auth.{name}", "is empty") for name in TOKEN_SOURCES if written.get(name) == ""], source)
+    _raise_for([(f"auth.{name}", "is empty") for name in TOKEN_SOURCES if written.get(name) in ("", [])], source)
     if any(written.get(name) for name in TOKEN_SOURCES):
         return check(config, source=source, environ=environ)
     auth, origin = _auth_from_environment(config.auth, environ)

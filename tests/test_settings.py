@@ -317,6 +317,8 @@ class Tokens(Case):
             self.assertIn("empty", str(error))
         for name in ("token", "token_file", "token_env", "token_credential"):
             self.assertIn(f"auth.{name}: is empty", str(self.refused(f'{BACKENDS}[auth]\n{name} = ""')))
+        command = f"{BACKENDS}[auth]\ntoken_command = []"
+        self.assertIn("auth.token_command: is empty", str(self.refused(command, {"COMMSMGR_TOKEN": SECRET})))
 
     def test_credential(self) -> None:
         """A credential of systemd's is looked for where systemd puts it; each way to miss it is told."""
@@ -596,7 +598,9 @@ class Reference(Case):
     def test_example_shows_the_defaults(self) -> None:
         """Every option is in the example, and uncommenting them all gives the defaults."""
         text = re.sub(r"^#(?=[a-z_]+ = )", "", reference.example(), flags=re.MULTILINE)
-        text = re.sub(r'^token(_\w+)? = ""$', "", text, flags=re.MULTILINE)  # an empty one is a mistake when written
+        text = re.sub(
+            r'^token(_\w+)? = (""|\[\])$', "", text, flags=re.MULTILINE
+        )  # an empty one is a mistake when written
         self.assertEqual(self.read(text), self.read(BACKENDS))
         for section in reference.sections():
             for option in section.options:
