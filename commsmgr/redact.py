@@ -56,7 +56,9 @@ def _assignment(name: str, *, bare_colon: bool) -> re.Pattern[str]:
     ``name=value`` and ``"name": value``; ``name: value`` only where that is not prose ("auth.token: must be …"), as
     ``X-Auth-Token: value`` is not.
     """
-    bare = rf"|{'' if bare_colon else '(?<=[-_])'}{name}\s{{0,3}}:=?+"
+    # Looked back from its end, so that each alternative begins with the name: that is what is searched for so fast.
+    within = "" if bare_colon else f"(?<=[-_]{name})"
+    bare = rf"|{name}{within}\s{{0,3}}:=?+"
     # A comma only as in a pair of strings, a header's name and its value; not before the next key of an object.
     quoted = r"\\?[\"']\s{0,3}(?::|,(?=\s{0,3}b?\\?[\"'])(?!\s{0,3}\\?\"[^\"\\]{0,100}\\?\"\s{0,3}:))"
     return _form(rf"((?:{name}\\?[\"']?\s{{0,3}}=(?!=)>?+|{name}{quoted}{bare})\s{{0,3}}+){_VALUE}")
@@ -119,7 +121,7 @@ class Redactor:
             parts = words(key)
             if parts and parts != ("authorization",):
                 name = "[_-]?".join(map(re.escape, parts))
-                form = _assignment(name, bare_colon=parts[-1] not in _PROSE_NAMES)
+                form = _assignment(name, bare_colon=len(parts) > 1 or parts[0] not in _PROSE_NAMES)
                 self._forms.append((max(parts, key=len), form, rf"\1{MARK}"))
         self._names: dict[str, bool] = {}
         self._secrets: dict[str, frozenset[str]] = {}

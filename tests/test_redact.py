@@ -266,6 +266,7 @@ class NameTests(SynchronousTestCase):
             redact('{"kennwort": "x y", "password": "z"} pin_code=1234'),
             f'{{"kennwort": {MARK}, "password": "z"}} pin_code={MARK}',
         )
+        self.assertEqual(Redactor(keys=("auth_token",))("auth_token: abc"), f"auth_token: {MARK}")
 
 
 class DataTests(SynchronousTestCase):

@@ -343,8 +343,8 @@ class TruncatedTests(TransportsCase):
         )
 
     async def test_head(self) -> None:
-        """Half of a head, which curl takes for a whole one."""
-        self.assertEqual(await self._truncated(ConnectionEnded, b"HTTP/1.1 200 OK\r\nContent-"), 0)
+        """Half of a head, which curl takes for a whole one, or for no answer (52) if it hears of the end first."""
+        self.assertIn(await self._truncated(ConnectionEnded, b"HTTP/1.1 200 OK\r\nContent-"), (0, 52))
 
     async def test_websocket(self) -> None:
         """Half of a message: nothing of it is handed on, and the connection counts as lost, not as closed."""
