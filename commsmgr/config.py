@@ -297,7 +297,7 @@ class Messages(_Section, frozen=True, kw_only=True):
         Literal["keep", "refuse"],
         _said(
             "keep: fields that this version does not know are no mistake, and are ignored; refuse: a message that has "
-            "one is refused"
+            "one is refused, for good if it is a command, so that a backend must not be newer than its agents"
         ),
     ] = "keep"
 
