@@ -16,9 +16,12 @@ What is no browser (Prometheus, curl, an agent) sends neither Origin nor Sec-Fet
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from commsmgr.urls import is_loopback
+
+_HOST = re.compile(r"(?:\[([^\]]*)\]|([^:\[]*))(?::[0-9]*)?", re.ASCII)
 
 _WELCOME = ("same-origin", "none")
 """Sec-Fetch-Site of a page's own requests, and of an address that somebody has typed."""
@@ -26,9 +29,8 @@ _WELCOME = ("same-origin", "none")
 
 def names_loopback(host: str) -> bool:
     """Return whether the value of a Host field (RFC 9110 section 7.2) is loopback by its very name or address."""
-    host = host.strip()
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return is_loopback(name)
+    match = _HOST.fullmatch(host.strip())
+    return match is not None and is_loopback(match[1] or match[2])
 
 
 def is_foreign(own: str, origins: Sequence[str], sites: Sequence[str]) -> bool:

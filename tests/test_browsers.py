@@ -24,6 +24,7 @@ class Names(SynchronousTestCase):
         for host in (
             "", ":80", "::1", "10.0.0.1", "0.0.0.0", "[::]", "[fe80::1]", "[::2]", "localhost.evil.example",
             "127.0.0.1.evil.example", "evil.example", "localhost@evil.example", "127.1", "2130706433", "0x7f000001",
+            "[::1]evil.example", "localhost:evil.example", "localhost:1:2", "[localhost", "[::1]:1]",
         ):  # fmt: skip
             self.assertFalse(names_loopback(host), host)
 
