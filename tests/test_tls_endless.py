@@ -289,6 +289,10 @@ class OversizedHandshakeTests(TransportsCase):
         await self._refused("websocket")
 
 
+TAKEN_BY_CURL = (0, 52)
+"""curl takes what ends without a goodbye, but says "empty reply" when it hears of the end before it has read a byte."""
+
+
 def cut(*pieces: bytes, goodbye: bool = False) -> Callable[[Recorder], None]:
     """Answer with ``pieces``, then end TCP, without the goodbye of TLS: close_notify (RFC 8446 section 6.1)."""
 
@@ -321,7 +325,7 @@ class TruncatedTests(TransportsCase):
 
     async def test_body_until_close(self) -> None:
         """A body that lasts until the end of the connection, which came without close_notify: only curl takes it."""
-        self.assertEqual(await self._truncated(PeerViolation, OK, b"\r\n", b"half of"), 0)
+        self.assertIn(await self._truncated(PeerViolation, OK, b"\r\n", b"half of"), TAKEN_BY_CURL)
 
     async def test_body_until_close_notify(self) -> None:
         """The same with close_notify: we want every length said, and need not tell the one from the other."""
@@ -343,8 +347,8 @@ class TruncatedTests(TransportsCase):
         )
 
     async def test_head(self) -> None:
-        """Half of a head, which curl takes for a whole one, or for no answer (52) if it hears of the end first."""
-        self.assertIn(await self._truncated(ConnectionEnded, b"HTTP/1.1 200 OK\r\nContent-"), (0, 52))
+        """Half of a head, which curl takes for a whole one."""
+        self.assertIn(await self._truncated(ConnectionEnded, b"HTTP/1.1 200 OK\r\nContent-"), TAKEN_BY_CURL)
 
     async def test_websocket(self) -> None:
         """Half of a message: nothing of it is handed on, and the connection counts as lost, not as closed."""
