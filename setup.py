@@ -14,6 +14,17 @@ assert VERSION is not None, "commsmgr/_version.py names no version"
 PSUTIL = ["psutil>=7.0"]
 TEST = ["coverage>=7.10", "hypothesis>=6.100", *PSUTIL]
 FUZZ = ["atheris>=3.0"]
+BENCH = [
+    "aiohttp>=3.14",
+    "diskcache>=5.6",
+    "matplotlib>=3.10",
+    "nats-py>=2.16",
+    "paho-mqtt>=2.1",
+    "persist-queue>=1.1",
+    "picows>=2.0",
+    "python-socketio[asyncio_client]>=5.16",
+    "websockets>=16.0",
+]
 DOCS = ["furo>=2025.9", "sphinx>=8.2"]
 DEV = [
     "build>=1.2",
@@ -78,6 +89,7 @@ setup(
         "psutil": PSUTIL,
         "test": TEST,
         "fuzz": FUZZ,
+        "bench": BENCH,
         "docs": DOCS,
         "dev": [*DEV, *TEST, *DOCS],
     },

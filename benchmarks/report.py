@@ -1,0 +1,118 @@
+"""Writes what the benchmarks have shown: a table for people, JSON for programs, a plot for the documentation."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.measure import Figure, Result, Verdict
+
+PACKAGES = ("commsmgr", "twisted", "autobahn", "treq", "msgspec", "websockets", "aiohttp", "paho-mqtt", "nats-py")
+PACKAGES_MORE = ("python-socketio", "persist-queue", "diskcache", "picows")
+
+
+def table(result: Result) -> str:
+    """Return a benchmark's table as text."""
+    metrics = list(next(iter(result.figures.values())))
+    width = max(len(name) for name in result.figures)
+    lines = [
+        f"{result.name}: {result.title}",
+        f"  {result.rounds} rounds, medians [least to most], ratios to {result.reference}",
+    ]
+    for name, figures in result.figures.items():
+        cells = []
+        for metric in metrics:
+            ratio = result.ratios[name][metric]
+            cells.append(f"{unit(metric)} {_plain(figures[metric])}  {_times(ratio)}")
+        lines.append(f"  {name:{width}}  " + "   ".join(cells))
+    lines += [f"  {line}" for line in map(_judged, result.verdicts)]
+    return "\n".join(lines)
+
+
+def unit(metric: str) -> str:
+    """Return what a metric is called in a table."""
+    return {"cpu": "us CPU", "wall": "us", "rate": "a second"}.get(metric, metric.replace("_", " "))
+
+
+def _plain(figure: Figure) -> str:
+    return f"{_short(figure.median)} [{_short(figure.least)} to {_short(figure.most)}]"
+
+
+def _times(figure: Figure) -> str:
+    return f"x{figure.median:.2f} [{figure.least:.2f} to {figure.most:.2f}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _judged(verdict: Verdict) -> str:
+    target = verdict.target
+    bound = f"at most {target.at_most:g}" if target.at_most != float("inf") else f"at least {target.at_least:g}"
+    against = f" to {target.against}" if target.against else ""
+    told = "reached" if verdict.reached else "NOT REACHED"
+    return (
+        f"{told}: {target.contender}{against}, {unit(target.metric)}: {_short(verdict.figure.median)}, wanted {bound}"
+    )
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on and with."""
+    versions = {}
+    for name in PACKAGES + PACKAGES_MORE:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"python": sys.version.split()[0], "system": platform.platform(), "versions": versions}
+
+
+def write_json(results: Sequence[Result], path: Path) -> None:
+    """Write all figures, with what they were measured on."""
+    document = {"machine": machine(), "results": results}
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+
+
+def read_json(path: Path) -> list[Result]:
+    """Return the results of an earlier run."""
+
+    class Document(msgspec.Struct):
+        results: list[Result]
+
+    return msgspec.json.decode(path.read_bytes(), type=Document).results
+
+
+def write_plot(results: Sequence[Result], path: Path) -> None:
+    """Draw, for each benchmark, the ratio of each contender to the reference, by the first metric."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "commsmgr"
+    from matplotlib import pyplot
+
+    heights = [len(result.figures) + 1.2 for result in results]
+    drawing, axes = pyplot.subplots(
+        len(results), 1, figsize=(8, 0.28 * sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+    )
+    for result, axis in zip(results, axes[:, 0], strict=True):
+        metric = next(iter(next(iter(result.ratios.values()))))
+        names = list(result.ratios)[::-1]
+        found = [result.ratios[name][metric] for name in names]
+        medians = [each.median for each in found]
+        spread = [
+            [each.median - each.least for each in found],
+            [each.most - each.median for each in found],
+        ]
+        colours = ["#2a6f97" if name.startswith("commsmgr") else "#b8c4cc" for name in names]
+        axis.barh(names, medians, color=colours, xerr=spread, error_kw={"lw": 0.8, "capsize": 2})
+        axis.axvline(1.0, color="#444444", lw=0.8, ls=":")
+        axis.set_title(f"{result.title}: {unit(metric)}, {result.reference} = 1", fontsize=9, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    drawing.savefig(path, metadata={"Date": None})
