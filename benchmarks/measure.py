@@ -207,10 +207,7 @@ def serving(server: Server) -> Iterator[dict[str, Any]]:
             words = [sys.executable, "-m", f"benchmarks.servers.{server.command[0]}"]
         else:
             words = [each.format(port=port, directory=directory) for each in server.command]
-            path = shutil.which(words[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-            if path is None:
-                raise Missing(f"{words[0]} is not installed (as root: apt-get install {server.package})")
-            words[0] = path
+            words[0] = program(words[0], package=server.package)
         errors = directory / "stderr"
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
@@ -228,6 +225,18 @@ def serving(server: Server) -> Iterator[dict[str, Any]]:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def program(name: str, *, package: str) -> str:
+    """
+    Return the path of a program.
+
+    :raise Missing: it is not installed; says which of Debian's packages has it.
+    """
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if path is None:
+        raise Missing(f"{name} is not installed (as root: apt-get install {package})")
+    return path
 
 
 def _first_line(process: subprocess.Popen[bytes], errors: Path) -> dict[str, Any]:
