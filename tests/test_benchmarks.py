@@ -1,0 +1,171 @@
+"""The benchmarks' own machinery: what is compared with what, turns, and what is said on mistakes."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from benchmarks import guard, measure, report
+from benchmarks.__main__ import benchmarks
+from benchmarks.counted import WORK
+from benchmarks.measure import Benchmark, Contender, Figure, Missing, Result, Server, Target
+from benchmarks.sample import Sample, Watch, percentile
+
+CONTENDERS = Path(measure.__file__).parent / "contenders"
+
+
+def sample(cpu: float, wall: float = 1.0, **extra: float) -> Sample:
+    """Return what a run of a million operations has yielded."""
+    return Sample(1_000_000, cpu, wall, extra)
+
+
+class Figures(SynchronousTestCase):
+    """From samples to verdicts."""
+
+    def setUp(self) -> None:
+        ours, theirs = ([sample(cpu) for cpu in found] for found in ((2.0, 30.0, 4.0), (1.0, 10.0, 4.0)))
+        self.samples = {"ours": ours, "theirs": theirs}
+
+    def test_values(self) -> None:
+        """Times are microseconds an operation, a rate is operations a second, the rest is as it was measured."""
+        one = sample(2.0, 4.0, held=7.0)
+        self.assertEqual([2.0, 4.0, 250_000.0, 7.0], [one.value(each) for each in ("cpu", "wall", "rate", "held")])
+
+    def test_median(self) -> None:
+        """The figure is the median with its range."""
+        self.assertEqual(Figure(4.0, 2.0, 30.0), measure.figure([2.0, 30.0, 4.0]))
+
+    def test_ratios(self) -> None:
+        """A ratio is taken within each round: a slow round for both is none for the ratio."""
+        self.assertEqual(Figure(2.0, 1.0, 3.0), measure.ratios(self.samples, "cpu", "ours", "theirs"))
+
+    def test_verdicts(self) -> None:
+        """A target is reached when the median lies within its bounds."""
+        for target, reached in (
+            (Target("ours", "cpu", "theirs", at_most=2.0), True),
+            (Target("ours", "cpu", "theirs", at_most=1.9), False),
+            (Target("ours", "cpu", "theirs", at_least=2.1), False),
+            (Target("ours", "cpu", at_most=4.0), True),
+            (Target("ours", "cpu", at_most=3.9), False),
+        ):
+            self.assertEqual(reached, measure.verdict(self.samples, target).reached, target)
+
+    def test_percentile(self) -> None:
+        """By nearest rank."""
+        self.assertEqual([50, 99, 99], [percentile(range(100), part) for part in (0.5, 0.99, 1.0)])
+
+    def test_watch(self) -> None:
+        """It measures what lies between start and stop."""
+        watch = Watch()
+        watch.start()
+        found = watch.stop(2, held=1.0)
+        self.assertEqual((2, {"held": 1.0}), (found.operations, found.extra))
+        self.assertGreaterEqual(found.wall, 0.0)
+
+
+class Running(SynchronousTestCase):
+    """Contenders as processes."""
+
+    def contender(self, name: str, run: str = "raw_log:run", **arguments: int) -> Contender:
+        return Contender(name, run, {"operations": 20, "size": 10, "batch": 10, **arguments})
+
+    def test_turns(self) -> None:
+        """Each round runs every contender once, and another one is first each time."""
+        said: list[str] = []
+        benchmark = Benchmark("b", "t", (self.contender("one"), self.contender("two")), "one")
+        result = measure.compare(benchmark, 2, said.append)
+        self.assertEqual(["one", "two", "two", "one"], [line.split()[2].rstrip(":") for line in said])
+        self.assertEqual(Figure(1.0, 1.0, 1.0), result.ratios["one"]["cpu"])
+        self.assertEqual(2, result.rounds)
+
+    def test_failure(self) -> None:
+        """What a contender says when it fails is shown, and it never counts as measured."""
+        error = self.assertRaises(RuntimeError, measure.run, self.contender("one", operations="x"), {})
+        self.assertIn("TypeError", str(error))
+
+    def test_missing(self) -> None:
+        """A package or program that is not there is named, with how to get it."""
+        error = self.assertRaises(Missing, measure.run, self.contender("one", "not_there:run"), {})
+        self.assertIn("not_there", str(error))
+        with (
+            self.assertRaises(Missing) as caught,
+            measure.serving(Server(("commsmgr-is-not-there", "{port}"), package="some-package")),
+        ):
+            pass
+        self.assertIn("apt-get install some-package", str(caught.exception))
+
+    def test_server_ends(self) -> None:
+        """A server that ends at once is no server."""
+        with self.assertRaises(RuntimeError), measure.serving(Server(("false", "{port}"))):
+            pass
+
+
+class Known(SynchronousTestCase):
+    """The benchmarks that there are."""
+
+    def test_consistent(self) -> None:
+        """References, targets, servers and functions that a benchmark names exist."""
+        found = benchmarks()
+        self.assertIn("spool-singly", found)
+        for name, benchmark in found.items():
+            self.assertEqual(name, benchmark.name)
+            contenders = [each.name for each in benchmark.contenders]
+            self.assertEqual(len(set(contenders)), len(contenders))
+            named = {benchmark.reference, *(each.contender for each in benchmark.targets)}
+            named |= {each.against for each in benchmark.targets if each.against}
+            self.assertEqual(set(), named - set(contenders), name)
+            for contender in benchmark.contenders:
+                self.assertIn(contender.server, {"", *benchmark.servers}, name)
+                module, _, function = contender.run.partition(":")
+                # Not imported: what it needs is not installed for the tests.
+                tree = ast.parse((CONTENDERS / f"{module}.py").read_text("utf-8"))
+                defined = {each.name for each in tree.body if isinstance(each, ast.FunctionDef)}
+                self.assertIn(function, defined, contender.run)
+            for server in benchmark.servers.values():
+                if len(server.command) == 1:
+                    self.assertTrue((CONTENDERS.parent / "servers" / f"{server.command[0]}.py").exists(), server)
+                else:
+                    self.assertTrue(server.package, server)
+
+
+class Reports(SynchronousTestCase):
+    """What is shown."""
+
+    def setUp(self) -> None:
+        figures = {"ours": {"cpu": Figure(2.0, 1.0, 3.0)}, "theirs": {"cpu": Figure(1.0, 0.5, 1234.0)}}
+        target = Target("ours", "cpu", "theirs", at_most=1.5)
+        verdicts = [measure.Verdict(target, Figure(2.0, 1.0, 3.0), False)]
+        self.result = Result("name", "a title", "theirs", 3, figures, figures, verdicts)
+
+    def test_table(self) -> None:
+        """It has each contender with median, range and ratio, and each target with what became of it."""
+        text = report.table(self.result)
+        self.assertIn("name: a title\n  3 rounds, medians [least to most], ratios to theirs\n", text)
+        self.assertIn("  theirs  us CPU 1 [0.5 to 1234]  x1.00 [0.50 to 1234.00]", text)
+        self.assertIn("  NOT REACHED: ours to theirs, us CPU: 2, wanted at most 1.5", text)
+
+    def test_json(self) -> None:
+        """What was written is read back."""
+        path = Path(self.mktemp())
+        report.write_json([self.result], path)
+        self.assertEqual([self.result], report.read_json(path))
+
+
+class Guard(SynchronousTestCase):
+    """The guard that counts instructions."""
+
+    def test_log(self) -> None:
+        """The count is read from what cachegrind says; without one there is no verdict."""
+        self.assertEqual(2345023081, guard.instructions("==3== \n==3== I   refs:      2,345,023,081\n"))
+        self.assertRaises(RuntimeError, guard.instructions, "==3== Killed\n")
+
+    def test_judged(self) -> None:
+        """Each kind of work has a bound, and one that is above it is too much."""
+        self.assertEqual({f"{kind}/{side}" for kind in guard.MOST for side in ("bare", "commsmgr")}, set(WORK))
+        counts = dict.fromkeys(WORK, 100.0)
+        self.assertTrue(guard.judge(counts)[1])
+        lines, good = guard.judge({**counts, "http/commsmgr": 100.0 * guard.MOST["http"] + 1})
+        self.assertFalse(good)
+        self.assertEqual([False, True], ["TOO MUCH" in line for line in lines])
