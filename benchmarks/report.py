@@ -35,6 +35,23 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
+def restructured(result: Result) -> str:
+    """Return a benchmark's table as reStructuredText, for the documentation."""
+    metrics = list(next(iter(result.figures.values())))
+    rows = [["", *(cell for metric in metrics for cell in (unit(metric), "ratio"))]]
+    for name, figures in result.figures.items():
+        ratios = result.ratios[name]
+        rows.append([name, *(cell for each in metrics for cell in (_plain(figures[each]), _times(ratios[each])))])
+    lines = [
+        f".. list-table:: {result.title} ({result.rounds} rounds, ratios to {result.reference})",
+        "   :header-rows: 1",
+        "",
+    ]
+    for row in rows:
+        lines += [f"   {'*' if not index else ' '} - {cell}" for index, cell in enumerate(row)]
+    return "\n".join([*lines, "", *(f"- {_judged(verdict)}" for verdict in result.verdicts)])
+
+
 def unit(metric: str) -> str:
     """Return what a metric is called in a table."""
     return {"cpu": "us CPU", "wall": "us", "rate": "a second"}.get(metric, metric.replace("_", " "))

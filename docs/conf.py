@@ -13,7 +13,7 @@ author = "commsmgr maintainers"
 copyright = "2026, commsmgr maintainers"  # noqa: A001 - Sphinx wants this name
 version = release = __version__
 
-extensions = ["configuration", "events", "metrics", "protocol", "sphinx.ext.autodoc"]
+extensions = ["configuration", "events", "metrics", "protocol", "speed", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build", "_ext", "examples"]
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
