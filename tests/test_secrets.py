@@ -166,6 +166,9 @@ class EverythingAnAgentWrites(ProcessTestCase):
             await self.until_logged(home, "token.renewal-failed")
         backend.token = TOKENS[2]
         backend.close_websocket(MACHINE, 4401)
+        # Over the old connection it could be given a command before it knows the new token, and that this is one.
+        while backend.connected(MACHINE):
+            await pause(0.02)
         await self.until_logged(home, "token.refused")
         if name != "environment":
             set_token(TOKENS[2])
