@@ -4,9 +4,9 @@ One request and its whole answer.
 treq and twisted.web do the work; this module takes away what they would do unasked (follow redirects, keep cookies,
 unpack gzip without bound, repeat requests, wait for ever) and turns their errors into ours.
 
-Each exchange has a treq client and an agent of its own, which cost next to nothing. They share the pool of connections,
-and nothing else: no cookie outlives an exchange, and the exchange knows the connection it was given. That is how it
-knows whether a byte was sent, and how it can drop a connection whose answer nobody waits for any more.
+Each exchange has a treq client of its own, which costs next to nothing, and is itself the agent of that client. Exchanges
+share the pool of connections, and nothing else: no cookie is kept, and the exchange knows the connection it was given.
+That is how it knows whether a byte was sent, and how it can drop a connection whose answer nobody waits for any more.
 """
 
 # mypy: allow-untyped-calls
@@ -17,20 +17,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hyperlink import EncodedURL
 from msgspec import Struct
 from treq.client import HTTPClient as TreqClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
-from twisted.web.client import URI, Agent
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from commsmgr.errors import CommsError, ConnectFailed, ConnectionEnded, DeadlineExceeded, PeerViolation, UsageError
 from commsmgr.transport.body import BodyCollector, BytesProducer, too_large
 from commsmgr.transport.dialer import Dialer
+from commsmgr.transport.http_request import NO_COOKIES, WireRequest, WireURL
 from commsmgr.transport.pool import Connection, Pool
 from commsmgr.urls import Target
 
@@ -49,16 +48,10 @@ class HTTPResponse(Struct, frozen=True):
     elapsed: float
 
 
-class _WireURL(EncodedURL):
-    # A Target is encoded already, and hyperlink cannot encode an IPv6 literal.
-    def to_uri(self) -> _WireURL:
-        return self
-
-
-@implementer(IAgent, IAgentEndpointFactory, IStreamClientEndpoint)
+@implementer(IAgent, IStreamClientEndpoint)
 class Call:
     """
-    One exchange: an agent for treq, and the endpoint of that agent.
+    One exchange: an agent for treq, and an endpoint for the pool.
 
     :param path: below ``target``, perhaps with a query.
     :param deadline: when it has to be over, in the reactor's seconds.
@@ -81,6 +74,11 @@ class Call:
         self._connection: Connection | None = None
         self._producer = BytesProducer(b"")
         self._collector = BodyCollector(0)
+
+    @property
+    def host(self) -> str:
+        """What stands in the request's Host field."""
+        return self._target.authority
 
     @property
     def bytes_out(self) -> int:
@@ -116,11 +114,12 @@ class Call:
         self._collector = BodyCollector(limit)
         self._doing = "connecting"
         try:
-            response = await TreqClient(self).request(
+            response = await TreqClient(self, NO_COOKIES).request(
                 self.method,
-                _WireURL.from_text(self._target.join(self._path)),
+                WireURL(self._target.join(self._path)),
                 headers=fields,
                 data=self._producer if body else None,
+                cookies=NO_COOKIES,
                 allow_redirects=False,
                 unbuffered=True,
                 reactor=self._reactor,
@@ -173,11 +172,14 @@ class Call:
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
-        # treq has just asked for gzip, which it would unpack without a bound.
         assert headers is not None
-        headers.setRawHeaders("Accept-Encoding", ["identity"])
-        agent = Agent.usingEndpointFactory(self._reactor, self, self._pool)
-        answer: Deferred[IResponse] = agent.request(method, uri, headers, bodyProducer)
+        # treq has just asked for gzip, which it would unpack without a bound.
+        headers.setRawHeaders(b"Accept-Encoding", [b"identity"])
+        producer = None if bodyProducer is None else self._producer
+        request = WireRequest(method, self._target.below(self._path).encode("ascii"), headers, producer)
+        target = self._target
+        lent = self._pool.getConnection((target.scheme, target.host, target.port), self)
+        answer: Deferred[IResponse] = lent.addCallback(lambda protocol: protocol.request(request))
         return answer.addCallback(self._head_received)
 
     def _head_received(self, response: IResponse) -> IResponse:
@@ -188,12 +190,6 @@ class Call:
                 may_have_arrived=True,
             )
         return response
-
-    # What the agent calls.
-
-    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        """IAgentEndpointFactory."""
-        return self
 
     # What the pool calls.
 

@@ -169,7 +169,7 @@ class HTTPClient:
     async def _exchange(
         self, call: Call, body: bytes, content_type: str, headers: Mapping[str, str], token: str
     ) -> HTTPResponse:
-        fields = self._fields(headers, token)
+        fields = self._fields(call.host, headers, token)
         call.check()
         await self._places.acquire()
         try:
@@ -182,12 +182,12 @@ class HTTPClient:
         finally:
             self._places.release()
 
-    def _fields(self, headers: Mapping[str, str], token: str) -> Headers:
+    def _fields(self, host: str, headers: Mapping[str, str], token: str) -> Headers:
         if wrong := mistake(headers, own=_CALLERS_FIELDS):
             raise UsageError(wrong)
         if token and (wrong := token_mistake(token)):
             raise TokenError(f"the token {wrong}")
-        fields = Headers({"User-Agent": [self._user_agent], "Accept": ["application/json"]})
+        fields = Headers({"Host": [host], "User-Agent": [self._user_agent], "Accept": ["application/json"]})
         for name, value in (*self._settings.headers.items(), *headers.items()):
             fields.setRawHeaders(name, [value])
         if token:
