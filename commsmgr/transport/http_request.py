@@ -12,7 +12,7 @@ body is of bytes, which know their number.
 
 from __future__ import annotations
 
-from http.cookiejar import Cookie, CookieJar
+from http.cookiejar import Cookie
 from typing import Any, Final
 
 from hyperlink import EncodedURL
@@ -58,7 +58,7 @@ class _NoCookies(IndexableCookieJar):
         """Keep nothing."""
 
 
-NO_COOKIES: Final[CookieJar] = _NoCookies()
+NO_COOKIES: Final[IndexableCookieJar] = _NoCookies()
 """The jar of every exchange. It stays empty, so they share nothing by it."""
 
 
