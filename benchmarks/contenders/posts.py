@@ -1,14 +1,16 @@
 """
 HTTP posts, each with a token and a JSON body, its answer read and checked, over persistent connections.
 
-Each function takes ``operations`` posts of ``size`` bytes, ``concurrent`` of them at a time, each one begun when another
-one has ended; ``secure`` is for TLS with the server's issuer as the only one. The other arguments are the server's.
+Each function makes ``operations`` posts of ``size`` bytes, ``concurrent`` of them at a time, each one begun when another
+has ended; ``secure`` is for TLS with the server's issuer as the only one, ``traced`` for counting, instead of the time,
+the bytes of memory beyond what is sent (``copies``: by the size of one post). The rest is the server's address.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 import urllib.request
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 from benchmarks.sample import Sample, Watch
 from benchmarks.servers.posts import ANSWER, TOKEN
 
-WARM = 50
+WARM = 0.05
+"""Part of the operations that is done before the measurement, on top."""
 
 
 def url(port: int, tls_port: int, secure: bool) -> str:
@@ -60,14 +63,21 @@ class Posting:
         self._port = port
         self._left = 0
 
-    async def run(self, operations: int, concurrent: int) -> Sample:
-        """Warm up, then measure."""
-        await self._repeat(WARM, concurrent)
+    async def run(self, operations: int, concurrent: int, traced: int = 0) -> Sample:
+        """
+        Warm up, then measure.
+
+        :param traced: the size of a post, when memory is what is measured.
+        """
+        await self._repeat(max(int(operations * WARM), concurrent, 1), concurrent)
         before = received(self._port)
+        if traced:
+            tracemalloc.start()
         watch = Watch()
         watch.start()
         await self._repeat(operations, concurrent)
-        sample = watch.stop(operations)
+        peak = tracemalloc.get_traced_memory()[1]
+        sample = watch.stop(operations, copies=peak / traced if traced else 0.0)
         if received(self._port) - before != operations:
             raise RuntimeError(f"the server has {received(self._port) - before} of {operations}")
         return sample
@@ -122,14 +132,33 @@ def _gather(work: list[Any]) -> Any:
 
 
 def commsmgr(
-    operations: int, size: int, concurrent: int, *, port: int, tls_port: int, ca: str, secure: bool = False
+    operations: int,
+    size: int,
+    concurrent: int,
+    *,
+    port: int,
+    tls_port: int,
+    ca: str,
+    secure: bool = False,
+    traced: bool = False,
+    backends: int = 1,
+    connections: int = 2,
 ) -> Sample:
-    """``Manager.send_http``, with all that it does by default: retries, breaker, deadline, limits, metrics."""
+    """
+    ``Manager.send_http``, with all that it does by default: retries, breaker, deadline, limits, metrics.
+
+    :param backends: how many are configured; the first of them is the one that works.
+    :param connections: ``http.connections``.
+    """
     from commsmgr import Manager, config
 
+    others = (
+        config.Backend(url=f"http://127.0.0.1:{number}/", name=f"spare-{number}") for number in range(1, backends)
+    )
     # Neither a WebSocket nor anything that sends by itself: the posts are what is measured.
     whole = config.Config(
-        backends=(config.Backend(url=url(port, tls_port, secure)),),
+        backends=(config.Backend(url=url(port, tls_port, secure)), *others),
+        http=config.HTTP(connections=connections),
         machine_id="bench",
         auth=config.Auth(token=TOKEN),
         tls=config.TLS(ca_file=ca, ca_exclusive=True) if secure else config.TLS(),
@@ -150,7 +179,7 @@ def commsmgr(
             return answer.status, answer.body
 
         try:
-            return await Posting(post, _gather, port).run(operations, concurrent)
+            return await Posting(post, _gather, port).run(operations, concurrent, size if traced else 0)
         finally:
             await manager.disconnect()
 
@@ -171,7 +200,15 @@ def _twisted_agent(reactor: Any, concurrent: int, ca: str, secure: bool) -> Any:
 
 
 def treq(
-    operations: int, size: int, concurrent: int, *, port: int, tls_port: int, ca: str, secure: bool = False
+    operations: int,
+    size: int,
+    concurrent: int,
+    *,
+    port: int,
+    tls_port: int,
+    ca: str,
+    secure: bool = False,
+    traced: bool = False,
 ) -> Sample:
     """treq's client over Twisted's agent and pool."""
     from treq.client import HTTPClient
@@ -188,7 +225,7 @@ def treq(
             return answer.code, await answer.content()
 
         try:
-            return await Posting(post, _gather, port).run(operations, concurrent)
+            return await Posting(post, _gather, port).run(operations, concurrent, size if traced else 0)
         finally:
             await pool.closeCachedConnections()
 

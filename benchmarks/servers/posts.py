@@ -2,7 +2,8 @@
 An HTTP/1.1 server that takes posts as fast as it can, without and with TLS, and counts those that were as they should.
 
 ``POST /posts/512`` with a token, an ``application/json`` body of 512 bytes and nothing else: 200. What is wrong: 400.
-``GET /count``: how many were right so far. It says ``port``, ``tls_port`` and ``ca``, a file.
+``GET /count``: how many were right so far. ``GET /answers/512``: 512 bytes.
+It says its ``port``, its ``tls_port``, and in which file its issuer is (``ca``).
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ ANSWER = b'{"status":"accepted"}'
 TOKEN = "a-token-of-an-agent-0123456789"
 
 _REQUEST_LINE = re.compile(rb"POST /posts/(\d+) HTTP/1\.1\r\n")
+_ANSWERS = re.compile(rb"GET /answers/(\d+) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _TYPE = re.compile(rb"\r\ncontent-type: *application/json", re.IGNORECASE)
 _AUTHORIZATION = re.compile(rb"\r\nauthorization: *Bearer " + TOKEN.encode() + b"\r\n", re.IGNORECASE)
 
-count = 0
+
+class Count:
+    """How many were right so far."""
+
+    right = 0
 
 
 class Posts(asyncio.Protocol):
@@ -32,7 +38,8 @@ class Posts(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self) -> None:
+    def __init__(self, count: Count) -> None:
+        self._count = count
         self._received = b""
         self._left = 0
         self._right = False
@@ -70,13 +77,17 @@ class Posts(asyncio.Protocol):
             and _TYPE.search(head) is not None
             and _AUTHORIZATION.search(head) is not None
         )
-        self._is_count = head.startswith(b"GET /count ")
+        self._head = head
 
     def _answer(self) -> None:
-        global count
-        count += self._right
-        body = str(count).encode() if self._is_count else ANSWER
-        status = b"200 OK" if self._right or self._is_count else b"400 Bad Request"
+        self._count.right += self._right
+        status, body = b"200 OK", ANSWER
+        if self._head.startswith(b"GET /count "):
+            body = str(self._count.right).encode()
+        elif wanted := _ANSWERS.match(self._head):
+            body = b"a" * int(wanted[1])
+        elif not self._right:
+            status = b"400 Bad Request"
         self.transport.write(
             b"HTTP/1.1 %s\r\nServer: posts\r\nDate: Sat, 28 Nov 2026 12:00:00 GMT\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
@@ -90,8 +101,9 @@ async def main() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(paths.cert_pem, paths.key_pem)
     loop = asyncio.get_running_loop()
-    plain = await loop.create_server(Posts, "127.0.0.1", 0)
-    secure = await loop.create_server(Posts, "127.0.0.1", 0, ssl=context)
+    count = Count()
+    plain = await loop.create_server(lambda: Posts(count), "127.0.0.1", 0)
+    secure = await loop.create_server(lambda: Posts(count), "127.0.0.1", 0, ssl=context)
     address = {
         "port": plain.sockets[0].getsockname()[1],
         "tls_port": secure.sockets[0].getsockname()[1],

@@ -4,7 +4,7 @@ One request and its whole answer.
 treq and twisted.web do the work; this module takes away what they would do unasked (follow redirects, keep cookies,
 unpack gzip without bound, repeat requests, wait for ever) and turns their errors into ours.
 
-Each exchange has a treq client of its own, which costs next to nothing, and is itself the agent of that client. Exchanges
+Each exchange has a treq client of its own, which costs next to nothing, and is itself the agent of that client. They
 share the pool of connections, and nothing else: no cookie is kept, and the exchange knows the connection it was given.
 That is how it knows whether a byte was sent, and how it can drop a connection whose answer nobody waits for any more.
 """

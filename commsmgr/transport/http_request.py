@@ -18,9 +18,8 @@ from typing import Any, Final
 from hyperlink import EncodedURL
 from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import ITransport
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IBodyProducer, IClientRequest
+from twisted.web.iweb import IClientRequest
 from zope.interface import implementer
 
 from commsmgr.transport.body import CHUNK, BytesProducer
