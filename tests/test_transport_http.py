@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -163,6 +164,41 @@ class RequestTests(HTTPCase):
         ):
             await client.exchange("GET", Target(scheme, host, number, "/"), "/")
             self.assertIn(b"Host: " + expected + b"\r\n", self.seen[-1])
+
+    async def test_path_as_it_is(self) -> None:
+        """What the caller has encoded is not encoded, sorted, or tidied once more."""
+        target = self.serve(OK)
+        for path in ("/a//b/../c;d?x=1&&y=%2F&z=", "/?", "/%e4%FF", "/a?b=?/:@"):
+            await self.client().exchange("GET", target, path)
+            self.assertEqual(self.seen[-1].partition(b"\r\n")[0], b"GET /api" + path.encode() + b" HTTP/1.1")
+
+    async def test_no_body(self) -> None:
+        """That there is no body is said where one would mean something (RFC 9110 section 8.6)."""
+        target = self.serve(OK)
+        for method, said in (("POST", True), ("PUT", True), ("GET", False), ("DELETE", False)):
+            await self.client().exchange(method, target, "/")
+            self.assertEqual(b"\r\nContent-Length: 0\r\n" in self.seen[-1], said, method)
+            self.assertNotIn(b"chunked", self.seen[-1])
+
+    async def test_body_is_not_copied(self) -> None:
+        """However large a body is, what is held beside it is what the transport takes at a time."""
+        body = bytes(8 << 20)
+        came = 0
+
+        def read(recorder: Recorder) -> None:
+            # The listener is in this process, too, and keeps nothing.
+            nonlocal came
+            came += len(recorder.received)
+            recorder.received = b""
+            if came > len(body):
+                recorder.transport.write(OK)
+
+        target = self.serve_by(read)
+        client = self.client()
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        await client.exchange("POST", target, "/inventory", body=body)
+        self.assertLess(tracemalloc.get_traced_memory()[1], len(body) / 4)
 
     async def test_large_body(self) -> None:
         """A body of several megabytes arrives whole, although the transport pauses the writer again and again."""
