@@ -1,8 +1,8 @@
 """
 HTTP posts, each with a token and a JSON body, its answer read and checked, over persistent connections.
 
-Each function makes ``operations`` posts of ``size`` bytes, ``concurrent`` of them at a time, each begun when another has
-ended; ``secure`` is for TLS with the server's issuer as the only one, ``traced`` for counting, instead of the time,
+Each function makes ``operations`` posts of ``size`` bytes, ``concurrent`` at a time, each begun when another has ended;
+``secure`` is for TLS with the server's issuer as the only one, ``traced`` for counting, instead of the time,
 the bytes of memory beyond what is sent (``copies``: by the size of one post). The rest is the server's address.
 """
 
