@@ -72,8 +72,8 @@ class Call:
         self._began = reactor.seconds()
         self._doing = "waiting for another exchange to end"
         self._connection: Connection | None = None
-        self._producer = BytesProducer(b"")
-        self._collector = BodyCollector(0)
+        self._producer: BytesProducer | None = None
+        self._collector: BodyCollector | None = None
 
     @property
     def host(self) -> str:
@@ -83,12 +83,12 @@ class Call:
     @property
     def bytes_out(self) -> int:
         """Bytes of the body that were handed to the network."""
-        return self._producer.written
+        return 0 if self._producer is None else self._producer.written
 
     @property
     def bytes_in(self) -> int:
         """Bytes of the answer's body that came."""
-        return self._collector.received
+        return 0 if self._collector is None else self._collector.received
 
     def check(self) -> None:
         """Raise :class:`~commsmgr.errors.UsageError` unless method and path can stand in a request."""
@@ -110,15 +110,15 @@ class Call:
 
     async def run(self, fields: Headers, body: bytes, limit: int) -> HTTPResponse:
         """Send, and return the answer, its body of at most ``limit`` bytes; errors as ``HTTPClient.exchange`` has."""
-        self._producer = BytesProducer(body)
-        self._collector = BodyCollector(limit)
+        self._producer = producer = BytesProducer(body) if body else None
+        self._collector = collector = BodyCollector(limit)
         self._doing = "connecting"
         try:
             response = await TreqClient(self, NO_COOKIES).request(
                 self.method,
                 WireURL(self._target.join(self._path)),
                 headers=fields,
-                data=self._producer if body else None,
+                data=producer,
                 cookies=NO_COOKIES,
                 allow_redirects=False,
                 unbuffered=True,
@@ -127,12 +127,12 @@ class Call:
             if response.length is not UNKNOWN_LENGTH and response.length > limit:
                 raise too_large(limit)
             self._doing = "reading the answer"
-            response.deliverBody(self._collector)
-            content = await self._collector.body
+            response.deliverBody(collector)
+            content = await collector.body
         except Exception as error:
             self._drop()
             raise self._translated(error) from error
-        if not self._producer.complete:
+        if producer is not None and not producer.complete:
             # The answer came before the request was through, such as 413: nobody reads the rest of it.
             self._drop()
         return HTTPResponse(
@@ -175,8 +175,7 @@ class Call:
         assert headers is not None
         # treq has just asked for gzip, which it would unpack without a bound.
         headers.setRawHeaders(b"Accept-Encoding", [b"identity"])
-        producer = None if bodyProducer is None else self._producer
-        request = WireRequest(method, self._target.below(self._path).encode("ascii"), headers, producer)
+        request = WireRequest(method, self._target.below(self._path).encode("ascii"), headers, self._producer)
         target = self._target
         lent = self._pool.getConnection((target.scheme, target.host, target.port), self)
         answer: Deferred[IResponse] = lent.addCallback(lambda protocol: protocol.request(request))
