@@ -185,8 +185,11 @@ class TokenTable:
 
     def stands(self, backend: str) -> tuple[bool, bool]:
         """Return whether ``backend`` is among the :attr:`refusing`, and whether among the :attr:`standing_in`."""
-        records = self._of.get(backend, {}).values()
-        return any(each.standing is Standing.REFUSED for each in records), any(each.stands_in for each in records)
+        refusing = standing_in = False
+        for record in self._of.get(backend, {}).values():
+            refusing |= record.standing is Standing.REFUSED
+            standing_in |= record.stands_in
+        return refusing, standing_in
 
     def stands_in(self, route: Route) -> bool:
         """Return whether ``route`` is among the :attr:`standing_in`."""

@@ -201,5 +201,7 @@ class HTTPClient:
             outcome = next((name for kind, name in _OUTCOMES if isinstance(value.value, kind)), "error")
         else:
             outcome = f"{value.status // 100}xx"
-        with self.log.failuresHandled("observer of HTTP exchanges failed", event="http.observer.failed"):
+        try:
             self._on_exchange(Exchange(call.method, call.route, outcome, seconds, call.bytes_out, call.bytes_in))
+        except Exception:
+            self.log.failure("observer of HTTP exchanges failed", event="http.observer.failed")
