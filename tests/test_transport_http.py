@@ -9,9 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import reactor as _reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
@@ -32,7 +35,7 @@ from commsmgr.transport.body import BodyCollector, BytesProducer
 from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.http import Exchange, HTTPClient
 from commsmgr.transport.http_head import HEAD_LIMIT, INTERIM_LIMIT
-from commsmgr.transport.pool import GRACE, IDLE
+from commsmgr.transport.pool import GRACE, IDLE, _Guarding
 from commsmgr.urls import Target
 from tests.certificates import Authority
 from tests.loopback import FixedResolver, ReactorWith, Recorder, Recording, listen
@@ -859,6 +862,34 @@ class InterruptionTests(HTTPCase):
         client = self.client()
         await client.close()
         await gatherResults([client.close(), client.close()])
+
+
+class PauseTests(SynchronousTestCase):
+    """Twisted's client pauses its transport after each head; what reaches the transport of that."""
+
+    def setUp(self) -> None:
+        self.received: list[bytes] = []
+        inner = Protocol()
+        inner.dataReceived = self.received.append  # type: ignore[method-assign]
+        factory = Factory()
+        factory.noisy = False
+        factory.buildProtocol = lambda _: inner  # type: ignore[assignment]
+        self.connection: Any = _Guarding(factory, Clock(), {}).buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        self.transport = StringTransport()
+        self.connection.makeConnection(self.transport)
+
+    def test_not_before_it_matters(self) -> None:
+        """A pause that ends before anything comes is none; otherwise one piece is handed on, and no more is read."""
+        self.connection.pauseProducing()
+        self.assertEqual(self.transport.producerState, "producing")
+        self.connection.resumeProducing()
+        self.connection.dataReceived(b"a")
+        self.assertEqual(self.transport.producerState, "producing")
+        self.connection.pauseProducing()
+        self.connection.dataReceived(b"b")
+        self.assertEqual((self.transport.producerState, self.received), ("paused", [b"a", b"b"]))
+        self.connection.resumeProducing()
+        self.assertEqual(self.transport.producerState, "producing")
 
 
 class BodyTests(SynchronousTestCase):
