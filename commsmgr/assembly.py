@@ -381,18 +381,19 @@ class Run:
         self.metrics.certificate_expires(self._targets[target], facts.not_after)
 
     def _exchanged(self, name: str, exchange: Any) -> None:
-        self.log.debug(
-            "{method} {route} at {backend}: {outcome} after {milliseconds:.1f} ms, {bytes_out} bytes out, "
-            "{bytes_in} in",
-            event="http.exchange",
-            backend=name,
-            method=exchange.method,
-            route=exchange.route,
-            outcome=exchange.outcome,
-            milliseconds=exchange.seconds * 1000,
-            bytes_out=exchange.bytes_out,
-            bytes_in=exchange.bytes_in,
-        )
+        if self._config.observe.log_level == "debug":
+            self.log.debug(
+                "{method} {route} at {backend}: {outcome} after {milliseconds:.1f} ms, {bytes_out} bytes out, "
+                "{bytes_in} in",
+                event="http.exchange",
+                backend=name,
+                method=exchange.method,
+                route=exchange.route,
+                outcome=exchange.outcome,
+                milliseconds=exchange.seconds * 1000,
+                bytes_out=exchange.bytes_out,
+                bytes_in=exchange.bytes_in,
+            )
         self.metrics.exchange(exchange.route, exchange.outcome, exchange.seconds)
         self.metrics.traffic("out", "http", exchange.bytes_out)
         self.metrics.traffic("in", "http", exchange.bytes_in)

@@ -72,6 +72,7 @@ class Backends:
 
     def __init__(self, lines: Sequence[Line], *, whole: config.Config, clock: IReactorTime, metrics: Metrics) -> None:
         self.lines = tuple(lines)
+        self._by_name = {line.name: line for line in lines}
         self.active = self.lines[0]
         self._websocket = whole.websocket.enabled
         self._failures = whole.breaker.failures
@@ -109,7 +110,13 @@ class Backends:
         :param refuses: says of a line that it takes no token now; such lines come last.
         :raise BreakerOpen: every backend is being left alone; it says for how long.
         """
-        for line in sorted(self._in_order(), key=refuses):
+        refusing: list[Line] = []
+        for line in self._in_order():
+            if refuses(line):
+                refusing.append(line)
+            elif line.breaker.try_acquire():
+                return line
+        for line in refusing:
             if line.breaker.try_acquire():
                 return line
         wait = min(line.breaker.retry_in() for line in self.lines)
@@ -147,9 +154,7 @@ class Backends:
     def receipt(self, name: str, at: float) -> None:
         """The backend ``name`` has just proven that it takes what is sent; ``at`` is in seconds since the epoch."""
         self._metrics.receipt(name)
-        for line in self.lines:
-            if line.name == name:
-                line.last_receipt = at
+        self._by_name[name].last_receipt = at
 
     def _breaker_changed(self, line: Line, state: str) -> None:
         self._metrics.breaker(line.name, state)
@@ -160,10 +165,12 @@ class Backends:
 
     def _proven(self, line: Line) -> None:
         """A backend has answered over HTTP: is it a better one?"""
+        if line is self.active:
+            return
         preferred = self.lines.index(line) < self.lines.index(self.active)
         # Without WebSockets the one that answers is the active one, as far as there is such a thing.
         stuck = self._works_not(self.active) or not self._websocket
-        if line is not self.active and (stuck or (preferred and self._may_return(line))):
+        if stuck or (preferred and self._may_return(line)):
             self._turn_to(line, proven=True)
 
     def _link_failed(self, line: Line) -> None:

@@ -196,8 +196,9 @@ class SteadyReactor:
         self.seconds = seconds
         self._alarm = alarm(reactor, seconds, self._run, self._forget)
         # Those that are to be called, and in the heap where each stands: its time, then the order of asking. An entry
-        # is left behind when its call is cancelled, or is to come earlier. Outside of _run the first one is always
-        # meant, and the alarm is set for it.
+        # is left behind when its call is cancelled, or is to come earlier. Outside of _run the alarm is set for the
+        # first one, or for one before it that is not meant any more: most calls are timeouts that are cancelled, and
+        # to ring once for nothing costs less than to set the alarm anew each time.
         self._calls: set[DelayedCall] = set()
         self._heap: list[tuple[float, int, DelayedCall]] = []
         self._asked = 0
@@ -245,7 +246,7 @@ class SteadyReactor:
 
     def _cancelled(self, call: DelayedCall) -> None:
         self._calls.discard(call)
-        if not self._is_running and self._heap and self._heap[0][2] is call:
+        if not self._is_running and not self._calls:
             self._arm()
 
     def _forget(self) -> None:

@@ -171,7 +171,7 @@ class Requests:
         refusal: CommsError | None = None
         attempt = 0
         while True:
-            error: CommsError
+            error: CommsError | None
             floor = 0.0
             # Before a permit is taken: the time may be over, and a permit that nobody gives back blocks the backend.
             left = self._left(ends, arrived)
@@ -180,14 +180,14 @@ class Requests:
                 line = self._backends.for_request(self._refuses) if refusal is None else self._backends.for_request()
                 verdict, response, error = await self._attempt(line, request, left, retried=attempts > 1)
             except BreakerOpen as all_open:
-                verdict, error = RetryAfter(all_open.retry_in), all_open
+                verdict, response, error = RetryAfter(all_open.retry_in), None, all_open
             except TokenError as unusable:
                 # There may be no other token than the one that was just refused: then the refusal is the answer.
                 raise (unusable if refusal is None else refusal) from None
+            if response is not None and isinstance(verdict, Done):
+                return response
+            assert error is not None
             match verdict:
-                case Done():
-                    assert response is not None
-                    return response
                 case Permanent():
                     raise error
                 case Refused():
@@ -236,14 +236,16 @@ class Requests:
 
     async def _attempt(
         self, line: Line, request: _Request, left: float | None, *, retried: bool
-    ) -> tuple[Verdict, HTTPResponse | None, CommsError]:
-        """One exchange, its verdict, and its accounting with breaker and budget."""
+    ) -> tuple[Verdict, HTTPResponse | None, CommsError | None]:
+        """One exchange, its verdict, and its accounting with breaker and budget; the error unless it is done."""
         settled = False
         try:
             route = Route(line.name, HTTP)
             token = await self._authorization.get(route)
             response: HTTPResponse | None = None
             outcome: int | CommsError
+            error: CommsError | None = None
+            wanted: float | None = None
             try:
                 response = await line.http.exchange(
                     request.method,
@@ -263,16 +265,16 @@ class Requests:
                 wanted = None if asked is None else min(asked, self._reconnect.retry_after_cap)
             else:
                 outcome = response.status
-                wanted = parse_retry_after(
-                    response.headers.get("retry-after", ""), self._wall(), self._reconnect.retry_after_cap
-                )
+                if (asked_for := response.headers.get("retry-after")) is not None:
+                    wanted = parse_retry_after(asked_for, self._wall(), self._reconnect.retry_after_cap)
+            verdict = judge(outcome, retry_after=wanted)
+            if response is not None and error is None and not isinstance(verdict, Done):
                 error = HTTPStatusError(
                     f"{request.method} {request.path} at {line.name}: HTTP {response.status}",
                     status=response.status,
                     body=response.body[:_SHOWN_BODY],
                     retry_after=wanted,
                 )
-            verdict = judge(outcome, retry_after=wanted)
             settled = True
             self._account(line, outcome, verdict, retried=retried)
             if isinstance(verdict, Refused):

@@ -48,8 +48,12 @@ class Target(Struct, frozen=True):
 
     def join(self, path: str) -> str:
         """Return the whole URL of ``path`` (which begins with a slash) below this one."""
+        return f"{self.scheme}://{self.authority}{self.below(path)}"
+
+    def below(self, path: str) -> str:
+        """Return the same as a request line has it (origin form, RFC 9112 section 3.2.1)."""
         base, _, query = self.path.partition("?")
-        return f"{self.scheme}://{self.authority}{base.rstrip('/')}{path}" + (f"?{query}" if query else "")
+        return base.rstrip("/") + path + (f"?{query}" if query else "")
 
 
 def bracketed(host: str) -> str:

@@ -15,11 +15,12 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
+from commsmgr.auth import authorization
 from commsmgr.auth.accepted_tokens import AcceptedTokens
 from commsmgr.auth.authorization import HTTP, WEBSOCKET, Authorization
 from commsmgr.auth.providers import FileToken, StaticToken
 from commsmgr.auth.renewal import Renewal
-from commsmgr.bearer import Token
+from commsmgr.bearer import Token, as_token
 from commsmgr.errors import HTTPStatusError, TokenError
 from commsmgr.observe.metrics import Metrics
 from commsmgr.policy.tokens import FREE, Route, TokenTable
@@ -97,6 +98,20 @@ class AuthorizationTests(SynchronousTestCase):
         self.authorization = self.build()
         self.authorization.start()
         self.assertNotIn(NEW, self.redactor(f"it is {NEW}"))
+
+    def test_looked_at_once(self) -> None:
+        """A token is taken apart when it comes, not for each request; the next one is, too."""
+        looked_at: list[object] = []
+
+        def look(given: object) -> Token:
+            looked_at.append(given)
+            return as_token(given)
+
+        self.patch(authorization, "as_token", look)
+        for token in (OLD, NEW, OLD):
+            self.provider.token = token
+            self.assertEqual([token, token], [self.get().value, self.get(TWO).value])
+        self.assertEqual([OLD, NEW, OLD], looked_at)
 
     def test_expiry(self) -> None:
         """The metric and the status know when the newest token ends, by the provider's word; a new one is told of."""

@@ -123,6 +123,26 @@ class HTTPTests(_BackendsTests):
         self.links["one"].fail(3)
         self.answer("two")
 
+    def test_nobody_is_asked_in_vain(self) -> None:
+        """Who refuses the token comes last; and as soon as one takes the request the others are not asked."""
+        asked: list[str] = []
+
+        refusing: set[str] = set()
+
+        def refuses(line: Any) -> bool:
+            asked.append(line.name)
+            return line.name in refusing
+
+        for name, chosen, those in (
+            ("", "one", ["one"]),
+            ("one", "two", ["one", "two"]),
+            ("two", "one", ["one", "two"]),
+        ):
+            refusing.add(name)
+            asked.clear()
+            self.assertEqual(self.backends.for_request(refuses).name, chosen)
+            self.assertEqual(asked, those)
+
     def test_a_wall_of_failing_websockets_closes_no_way_for_http(self) -> None:
         """However often WebSockets fail, requests are not held back."""
         for _ in range(20):

@@ -109,14 +109,16 @@ class Calls(SynchronousTestCase):
             self.assertEqual(100, self.alarm.at)
 
     def test_cancel(self) -> None:
-        """A cancelled call is not made and wakes nobody; the last one to go leaves nothing."""
+        """A cancelled call is not made; the alarm that was set for it rings once; the last one to go leaves nothing."""
         first, second = self.later(1, "first"), self.later(2, "second")
         second.cancel()
         self.assertEqual([101], self.alarm.history)
         third = self.later(3, "third")
         first.cancel()
-        self.assertEqual(103, self.alarm.at)
         self.assertEqual([third], self.clock.getDelayedCalls())
+        self.assertEqual([101], self.alarm.history)
+        self.assertEqual([], self.ring_at(101))
+        self.assertEqual([101, 103], self.alarm.history)
         self.assertRaises(AlreadyCancelled, first.cancel)
         third.cancel()
         self.assertIsNone(self.alarm.at)

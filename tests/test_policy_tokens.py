@@ -269,3 +269,8 @@ class AnyOrderTests(SynchronousTestCase):
                 refused[route, chosen.value] = now
                 if works.get(route) == chosen:
                     del works[route]
+            for backend in {route.backend for route, *_ in steps}:
+                assert table.stands(backend) == (
+                    any(each.backend == backend for each in table.refusing),
+                    any(each.backend == backend for each in table.standing_in),
+                )

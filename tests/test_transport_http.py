@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gzip
 import os
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import reactor as _reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
@@ -31,7 +35,7 @@ from commsmgr.transport.body import BodyCollector, BytesProducer
 from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.http import Exchange, HTTPClient
 from commsmgr.transport.http_head import HEAD_LIMIT, INTERIM_LIMIT
-from commsmgr.transport.pool import GRACE, IDLE
+from commsmgr.transport.pool import GRACE, IDLE, _Guarding
 from commsmgr.urls import Target
 from tests.certificates import Authority
 from tests.loopback import FixedResolver, ReactorWith, Recorder, Recording, listen
@@ -163,6 +167,41 @@ class RequestTests(HTTPCase):
         ):
             await client.exchange("GET", Target(scheme, host, number, "/"), "/")
             self.assertIn(b"Host: " + expected + b"\r\n", self.seen[-1])
+
+    async def test_path_as_it_is(self) -> None:
+        """What the caller has encoded is not encoded, sorted, or tidied once more."""
+        target = self.serve(OK)
+        for path in ("/a//b/../c;d?x=1&&y=%2F&z=", "/?", "/%e4%FF", "/a?b=?/:@"):
+            await self.client().exchange("GET", target, path)
+            self.assertEqual(self.seen[-1].partition(b"\r\n")[0], b"GET /api" + path.encode() + b" HTTP/1.1")
+
+    async def test_no_body(self) -> None:
+        """That there is no body is said where one would mean something (RFC 9110 section 8.6)."""
+        target = self.serve(OK)
+        for method, said in (("POST", True), ("PUT", True), ("GET", False), ("DELETE", False)):
+            await self.client().exchange(method, target, "/")
+            self.assertEqual(b"\r\nContent-Length: 0\r\n" in self.seen[-1], said, method)
+            self.assertNotIn(b"chunked", self.seen[-1])
+
+    async def test_body_is_not_copied(self) -> None:
+        """However large a body is, what is held beside it is what the transport takes at a time."""
+        body = bytes(8 << 20)
+        came = 0
+
+        def read(recorder: Recorder) -> None:
+            # The listener is in this process, too, and keeps nothing.
+            nonlocal came
+            came += len(recorder.received)
+            recorder.received = b""
+            if came > len(body):
+                recorder.transport.write(OK)
+
+        target = self.serve_by(read)
+        client = self.client()
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        await client.exchange("POST", target, "/inventory", body=body)
+        self.assertLess(tracemalloc.get_traced_memory()[1], len(body) / 4)
 
     async def test_large_body(self) -> None:
         """A body of several megabytes arrives whole, although the transport pauses the writer again and again."""
@@ -823,6 +862,34 @@ class InterruptionTests(HTTPCase):
         client = self.client()
         await client.close()
         await gatherResults([client.close(), client.close()])
+
+
+class PauseTests(SynchronousTestCase):
+    """Twisted's client pauses its transport after each head; what reaches the transport of that."""
+
+    def setUp(self) -> None:
+        self.received: list[bytes] = []
+        inner = Protocol()
+        inner.dataReceived = self.received.append  # type: ignore[method-assign]
+        factory = Factory()
+        factory.noisy = False
+        factory.buildProtocol = lambda _: inner  # type: ignore[assignment]
+        self.connection: Any = _Guarding(factory, Clock(), {}).buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        self.transport = StringTransport()
+        self.connection.makeConnection(self.transport)
+
+    def test_not_before_it_matters(self) -> None:
+        """A pause that ends before anything comes is none; otherwise one piece is handed on, and no more is read."""
+        self.connection.pauseProducing()
+        self.assertEqual(self.transport.producerState, "producing")
+        self.connection.resumeProducing()
+        self.connection.dataReceived(b"a")
+        self.assertEqual(self.transport.producerState, "producing")
+        self.connection.pauseProducing()
+        self.connection.dataReceived(b"b")
+        self.assertEqual((self.transport.producerState, self.received), ("paused", [b"a", b"b"]))
+        self.connection.resumeProducing()
+        self.assertEqual(self.transport.producerState, "producing")
 
 
 class BodyTests(SynchronousTestCase):

@@ -66,6 +66,7 @@ class Authorization:
         self._redactor = redactor
         self._metrics = metrics
         self._file = file
+        self._given: str | Token | None = None
         self._newest: Token | None = None
         self._standing_in: set[Route] = set()
 
@@ -124,7 +125,11 @@ class Authorization:
 
     async def _fetched(self) -> Token:
         try:
-            token = as_token(await self._provider.get())
+            given = await self._provider.get()
+            if given is self._given and self._newest is not None:
+                return self._newest
+            token = as_token(given)
+            self._given = given
         except (CommsError, CancelledError):
             raise
         except Exception as error:
@@ -168,8 +173,8 @@ class Authorization:
 
     def _tell(self, route: Route, missing: TokenError | None) -> None:
         """Log when an earlier token begins to stand in for the newest, or no longer has to."""
-        now = set(self._table.standing_in)
-        if route in now - self._standing_in:
+        stands_in = self._table.stands_in(route)
+        if stands_in and route not in self._standing_in:
             self.log.warn(
                 "going back to the token that {backend} accepted before, because {reason}",
                 event="token.earlier",
@@ -177,15 +182,15 @@ class Authorization:
                 transport=route.transport,
                 reason="the newer one was refused" if missing is None else missing.fact,
             )
-        self._standing_in = now
+        if stands_in:
+            self._standing_in.add(route)
+        else:
+            self._standing_in.discard(route)
         self._show(route)
 
     def _show(self, route: Route) -> None:
-        self._metrics.token_standing(
-            route.backend,
-            refused=any(other.backend == route.backend for other in self._table.refusing),
-            earlier=any(other.backend == route.backend for other in self._table.standing_in),
-        )
+        refused, earlier = self._table.stands(route.backend)
+        self._metrics.token_standing(route.backend, refused=refused, earlier=earlier)
 
     @property
     def status(self) -> TokenStatus:

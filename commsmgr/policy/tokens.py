@@ -85,6 +85,8 @@ class TokenTable:
         self._refused_delay = refused_delay
         self._random = random
         self._records: dict[Route, _Record] = {}
+        # The same by backend: a message must not cost more because there are many backends.
+        self._of: dict[str, dict[Route, _Record]] = {}
 
     def choose(self, route: Route, newest: Token | None, *, now: float, wall: float) -> Token | Held:
         """
@@ -138,8 +140,8 @@ class TokenTable:
 
     def _taken(self, backend: str, newest: str) -> None:
         """The backend takes the newest: where an earlier one stands in, as for an open WebSocket, nothing is wrong."""
-        for route, record in self._records.items():
-            if route.backend == backend and record.newest == newest and record.stands_in:
+        for record in self._of[backend].values():
+            if record.newest == newest and record.stands_in:
                 record.standing = Standing.UNTRIED
 
     def refused(self, route: Route, token: Token, now: float) -> float:
@@ -181,16 +183,32 @@ class TokenTable:
         """The routes on which an earlier token was shown last, in place of the newest."""
         return [route for route, record in self._records.items() if record.stands_in]
 
+    def stands(self, backend: str) -> tuple[bool, bool]:
+        """Return whether ``backend`` is among the :attr:`refusing`, and whether among the :attr:`standing_in`."""
+        refusing = standing_in = False
+        for record in self._of.get(backend, {}).values():
+            refusing |= record.standing is Standing.REFUSED
+            standing_in |= record.stands_in
+        return refusing, standing_in
+
+    def stands_in(self, route: Route) -> bool:
+        """Return whether ``route`` is among the :attr:`standing_in`."""
+        return self._record(route).stands_in
+
     def _record(self, route: Route) -> _Record:
-        return self._records.setdefault(route, _Record())
+        record = self._records.get(route)
+        if record is None:
+            record = self._records[route] = _Record()
+            self._of.setdefault(route.backend, {})[route] = record
+        return record
 
     def _accepted(self, route: Route) -> Iterator[Token]:
         """Yield what this route accepted, then what the backend's other transport did."""
         own = self._records[route].accepted
         if own is not None:
             yield own
-        for other, record in self._records.items():
-            if other.backend == route.backend and other != route and record.accepted is not None:
+        for other, record in self._of[route.backend].items():
+            if other != route and record.accepted is not None:
                 yield record.accepted
 
     def _held(self, record: _Record, token: str, now: float) -> float:

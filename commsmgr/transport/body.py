@@ -17,7 +17,9 @@ from zope.interface import implementer
 
 from commsmgr.errors import PeerViolation
 
-_CHUNK: Final = 1 << 16
+CHUNK: Final = 1 << 16
+"""Bytes of a body that are written at a time."""
+
 _SLICE: Final = 1 << 18
 
 PIECES: Final = 10_000
@@ -83,7 +85,7 @@ class BytesProducer:
     def _write(self) -> None:
         while self._consumer is not None and not self._paused:
             start = self.written
-            self.written = min(start + _CHUNK, self.length)
+            self.written = min(start + CHUNK, self.length)
             self._consumer.write(self._body[start : self.written])
             if self.complete and self._consumer is not None:
                 self._consumer = None

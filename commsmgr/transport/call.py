@@ -4,9 +4,9 @@ One request and its whole answer.
 treq and twisted.web do the work; this module takes away what they would do unasked (follow redirects, keep cookies,
 unpack gzip without bound, repeat requests, wait for ever) and turns their errors into ours.
 
-Each exchange has a treq client and an agent of its own, which cost next to nothing. They share the pool of connections,
-and nothing else: no cookie outlives an exchange, and the exchange knows the connection it was given. That is how it
-knows whether a byte was sent, and how it can drop a connection whose answer nobody waits for any more.
+Each exchange has a treq client of its own, which costs next to nothing, and is itself the agent of that client. They
+share the pool of connections, and nothing else: no cookie is kept, and the exchange knows the connection it was given.
+That is how it knows whether a byte was sent, and how it can drop a connection whose answer nobody waits for any more.
 """
 
 # mypy: allow-untyped-calls
@@ -17,20 +17,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hyperlink import EncodedURL
 from msgspec import Struct
 from treq.client import HTTPClient as TreqClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
-from twisted.web.client import URI, Agent
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from commsmgr.errors import CommsError, ConnectFailed, ConnectionEnded, DeadlineExceeded, PeerViolation, UsageError
 from commsmgr.transport.body import BodyCollector, BytesProducer, too_large
 from commsmgr.transport.dialer import Dialer
+from commsmgr.transport.http_request import NO_COOKIES, WireRequest, WireURL
 from commsmgr.transport.pool import Connection, Pool
 from commsmgr.urls import Target
 
@@ -49,16 +48,10 @@ class HTTPResponse(Struct, frozen=True):
     elapsed: float
 
 
-class _WireURL(EncodedURL):
-    # A Target is encoded already, and hyperlink cannot encode an IPv6 literal.
-    def to_uri(self) -> _WireURL:
-        return self
-
-
-@implementer(IAgent, IAgentEndpointFactory, IStreamClientEndpoint)
+@implementer(IAgent, IStreamClientEndpoint)
 class Call:
     """
-    One exchange: an agent for treq, and the endpoint of that agent.
+    One exchange: an agent for treq, and an endpoint for the pool.
 
     :param path: below ``target``, perhaps with a query.
     :param deadline: when it has to be over, in the reactor's seconds.
@@ -79,18 +72,23 @@ class Call:
         self._began = reactor.seconds()
         self._doing = "waiting for another exchange to end"
         self._connection: Connection | None = None
-        self._producer = BytesProducer(b"")
-        self._collector = BodyCollector(0)
+        self._producer: BytesProducer | None = None
+        self._collector: BodyCollector | None = None
+
+    @property
+    def host(self) -> str:
+        """What stands in the request's Host field."""
+        return self._target.authority
 
     @property
     def bytes_out(self) -> int:
         """Bytes of the body that were handed to the network."""
-        return self._producer.written
+        return 0 if self._producer is None else self._producer.written
 
     @property
     def bytes_in(self) -> int:
         """Bytes of the answer's body that came."""
-        return self._collector.received
+        return 0 if self._collector is None else self._collector.received
 
     def check(self) -> None:
         """Raise :class:`~commsmgr.errors.UsageError` unless method and path can stand in a request."""
@@ -112,15 +110,16 @@ class Call:
 
     async def run(self, fields: Headers, body: bytes, limit: int) -> HTTPResponse:
         """Send, and return the answer, its body of at most ``limit`` bytes; errors as ``HTTPClient.exchange`` has."""
-        self._producer = BytesProducer(body)
-        self._collector = BodyCollector(limit)
+        self._producer = producer = BytesProducer(body) if body else None
+        self._collector = collector = BodyCollector(limit)
         self._doing = "connecting"
         try:
-            response = await TreqClient(self).request(
+            response = await TreqClient(self, NO_COOKIES).request(
                 self.method,
-                _WireURL.from_text(self._target.join(self._path)),
+                WireURL(self._target.join(self._path)),
                 headers=fields,
-                data=self._producer if body else None,
+                data=producer,
+                cookies=NO_COOKIES,
                 allow_redirects=False,
                 unbuffered=True,
                 reactor=self._reactor,
@@ -128,12 +127,12 @@ class Call:
             if response.length is not UNKNOWN_LENGTH and response.length > limit:
                 raise too_large(limit)
             self._doing = "reading the answer"
-            response.deliverBody(self._collector)
-            content = await self._collector.body
+            response.deliverBody(collector)
+            content = await collector.body
         except Exception as error:
             self._drop()
             raise self._translated(error) from error
-        if not self._producer.complete:
+        if producer is not None and not producer.complete:
             # The answer came before the request was through, such as 413: nobody reads the rest of it.
             self._drop()
         return HTTPResponse(
@@ -173,11 +172,13 @@ class Call:
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
-        # treq has just asked for gzip, which it would unpack without a bound.
         assert headers is not None
-        headers.setRawHeaders("Accept-Encoding", ["identity"])
-        agent = Agent.usingEndpointFactory(self._reactor, self, self._pool)
-        answer: Deferred[IResponse] = agent.request(method, uri, headers, bodyProducer)
+        # treq has just asked for gzip, which it would unpack without a bound.
+        headers.setRawHeaders(b"Accept-Encoding", [b"identity"])
+        request = WireRequest(method, self._target.below(self._path).encode("ascii"), headers, self._producer)
+        target = self._target
+        lent = self._pool.getConnection((target.scheme, target.host, target.port), self)
+        answer: Deferred[IResponse] = lent.addCallback(lambda protocol: protocol.request(request))
         return answer.addCallback(self._head_received)
 
     def _head_received(self, response: IResponse) -> IResponse:
@@ -188,12 +189,6 @@ class Call:
                 may_have_arrived=True,
             )
         return response
-
-    # What the agent calls.
-
-    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        """IAgentEndpointFactory."""
-        return self
 
     # What the pool calls.
 

@@ -169,10 +169,14 @@ class HTTPClient:
     async def _exchange(
         self, call: Call, body: bytes, content_type: str, headers: Mapping[str, str], token: str
     ) -> HTTPResponse:
-        fields = self._fields(headers, token)
+        if wrong := mistake(headers, own=_CALLERS_FIELDS):
+            raise UsageError(wrong)
+        if token and (wrong := token_mistake(token)):
+            raise TokenError(f"the token {wrong}")
         call.check()
         await self._places.acquire()
         try:
+            fields = self._fields(call.host, headers, token)
             if body and not fields.hasHeader("Content-Type"):
                 fields.setRawHeaders("Content-Type", [content_type])
             if self._settings.compress and len(body) > _COMPRESS_ABOVE:
@@ -182,12 +186,8 @@ class HTTPClient:
         finally:
             self._places.release()
 
-    def _fields(self, headers: Mapping[str, str], token: str) -> Headers:
-        if wrong := mistake(headers, own=_CALLERS_FIELDS):
-            raise UsageError(wrong)
-        if token and (wrong := token_mistake(token)):
-            raise TokenError(f"the token {wrong}")
-        fields = Headers({"User-Agent": [self._user_agent], "Accept": ["application/json"]})
+    def _fields(self, host: str, headers: Mapping[str, str], token: str) -> Headers:
+        fields = Headers({"Host": [host], "User-Agent": [self._user_agent], "Accept": ["application/json"]})
         for name, value in (*self._settings.headers.items(), *headers.items()):
             fields.setRawHeaders(name, [value])
         if token:
@@ -201,5 +201,7 @@ class HTTPClient:
             outcome = next((name for kind, name in _OUTCOMES if isinstance(value.value, kind)), "error")
         else:
             outcome = f"{value.status // 100}xx"
-        with self.log.failuresHandled("observer of HTTP exchanges failed", event="http.observer.failed"):
+        try:
             self._on_exchange(Exchange(call.method, call.route, outcome, seconds, call.bytes_out, call.bytes_in))
+        except Exception:
+            self.log.failure("observer of HTTP exchanges failed", event="http.observer.failed")

@@ -46,7 +46,7 @@ def status_of(head: bytes) -> int:
     :raise PeerViolation: it is not HTTP/1, has characters that RFC 9110 section 5.5 forbids, too many or too long
         lines, or leaves a doubt about the length of the body (RFC 9112 section 6).
     """
-    if max(map(len, head.split(b"\n"))) > LINE_LIMIT:
+    if len(head) > LINE_LIMIT and max(map(len, head.split(b"\n"))) > LINE_LIMIT:
         raise malformed(f"a line of more than {LINE_LIMIT} bytes")
     first, *lines = [line.removesuffix(b"\r") for line in _FOLD.sub(b" ", head.rstrip(b"\r\n")).split(b"\n")]
     status = _STATUS_LINE.fullmatch(first)

@@ -58,6 +58,7 @@ class Connection(ProtocolWrapper):
         self._skipped = 0
         self._interim = 0
         self._closing: IDelayedCall | None = None
+        self._shall_pause = self._is_paused = False
 
     def is_stale(self) -> bool:
         """
@@ -91,6 +92,9 @@ class Connection(ProtocolWrapper):
 
     def dataReceived(self, data: bytes) -> None:
         """Hand on what came; of a head nothing until all of it is there, and nothing of interim answers."""
+        if self._shall_pause and not self._is_paused:
+            self._is_paused = True
+            self.transport.pauseProducing()
         if self._head is None:
             super().dataReceived(data)
             return
@@ -124,6 +128,22 @@ class Connection(ProtocolWrapper):
         self._skipped += start
         del received[:start]
         return None
+
+    def pauseProducing(self) -> None:
+        """
+        Pause when the next piece comes, if it still matters by then.
+
+        Twisted pauses after each head until somebody takes the body, which here is at once: that would be four system
+        calls for nothing. It keeps what comes meanwhile, so that is one piece at most.
+        """
+        self._shall_pause = True
+
+    def resumeProducing(self) -> None:
+        """Go on."""
+        self._shall_pause = False
+        if self._is_paused:
+            self._is_paused = False
+            self.transport.resumeProducing()
 
     def loseConnection(self) -> None:
         """Close; abort after :data:`GRACE` seconds."""

@@ -1,0 +1,293 @@
+"""
+HTTP posts, each with a token and a JSON body, its answer read and checked, over persistent connections.
+
+Each function makes ``operations`` posts of ``size`` bytes, ``concurrent`` at a time, each begun when another has ended;
+``secure`` is for TLS with the server's issuer as the only one, ``traced`` for counting, instead of the time,
+the bytes of memory beyond what is sent (``copies``: by the size of one post). The rest is the server's address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tracemalloc
+import urllib.request
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from benchmarks.sample import Sample, Watch
+from benchmarks.servers.posts import ANSWER, TOKEN
+
+WARM = 0.05
+"""Part of the operations that is done before the measurement, on top."""
+
+
+def url(port: int, tls_port: int, secure: bool) -> str:
+    """Return the base URL."""
+    return f"https://127.0.0.1:{tls_port}" if secure else f"http://127.0.0.1:{port}"
+
+
+def document(size: int) -> bytes:
+    """Return a JSON object of ``size`` bytes."""
+    empty = {"machine_id": "bench", "status": "success", "output": ""}
+    return json.dumps(empty | {"output": "x" * (size - len(json.dumps(empty)))}).encode()
+
+
+def received(port: int) -> int:
+    """Return how many posts the server has taken."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/count") as answer:
+        return int(answer.read())
+
+
+def check(status: int, body: bytes) -> None:
+    """See that a post was taken."""
+    if status != 200 or body != ANSWER:
+        raise RuntimeError(f"{status}: {body[:200]!r}")
+
+
+class Posting:
+    """
+    Repeats ``post`` in a closed loop.
+
+    :param gather: waits for several awaitables.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[], Awaitable[tuple[int, bytes]]],
+        gather: Callable[[list[Awaitable[None]]], Awaitable[Any]],
+        port: int,
+    ) -> None:
+        self._post = post
+        self._gather = gather
+        self._port = port
+        self._left = 0
+
+    async def run(self, operations: int, concurrent: int, traced: int = 0) -> Sample:
+        """
+        Warm up, then measure.
+
+        :param traced: the size of a post, when memory is what is measured.
+        """
+        await self._repeat(max(int(operations * WARM), concurrent, 1), concurrent)
+        before = received(self._port)
+        if traced:
+            tracemalloc.start()
+        watch = Watch()
+        watch.start()
+        await self._repeat(operations, concurrent)
+        peak = tracemalloc.get_traced_memory()[1]
+        sample = watch.stop(operations, copies=peak / traced if traced else 0.0)
+        if received(self._port) - before != operations:
+            raise RuntimeError(f"the server has {received(self._port) - before} of {operations}")
+        return sample
+
+    async def _repeat(self, operations: int, concurrent: int) -> None:
+        self._left = operations
+        await self._gather([self._one() for _ in range(concurrent)])
+
+    async def _one(self) -> None:
+        while self._left > 0:
+            self._left -= 1
+            check(*await self._post())
+
+
+def _on_reactor(main: Callable[[Any], Awaitable[Sample]]) -> Sample:
+    """Run ``main`` on Twisted's reactor, with a log that shows warnings only."""
+    import sys
+
+    from twisted.internet import reactor
+    from twisted.internet.defer import Deferred
+    from twisted.logger import (
+        FilteringLogObserver,
+        LogLevel,
+        LogLevelFilterPredicate,
+        globalLogBeginner,
+        textFileLogObserver,
+    )
+
+    quiet = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(LogLevel.warn)])
+    globalLogBeginner.beginLoggingTo([quiet], redirectStandardIO=False)
+    samples: list[Any] = []
+
+    async def whole() -> None:
+        try:
+            samples.append(await main(reactor))
+        except BaseException as error:
+            samples.append(error)
+        reactor.stop()  # type: ignore[attr-defined]
+
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(whole()))  # type: ignore[attr-defined]
+    reactor.run()  # type: ignore[attr-defined]
+    if isinstance(samples[0], BaseException):
+        raise samples[0]
+    sample: Sample = samples[0]
+    return sample
+
+
+def _gather(work: list[Any]) -> Any:
+    from twisted.internet.defer import Deferred, gatherResults
+
+    return gatherResults([Deferred.fromCoroutine(each) for each in work], consumeErrors=True)
+
+
+def commsmgr(
+    operations: int,
+    size: int,
+    concurrent: int,
+    *,
+    port: int,
+    tls_port: int,
+    ca: str,
+    secure: bool = False,
+    traced: bool = False,
+    backends: int = 1,
+    connections: int = 2,
+) -> Sample:
+    """
+    ``Manager.send_http``, with all that it does by default: retries, breaker, deadline, limits, metrics.
+
+    :param backends: how many are configured; the first of them is the one that works.
+    :param connections: ``http.connections``.
+    """
+    from commsmgr import Manager, config
+
+    others = (
+        config.Backend(url=f"http://127.0.0.1:{number}/", name=f"spare-{number}") for number in range(1, backends)
+    )
+    # Neither a WebSocket nor anything that sends by itself: the posts are what is measured.
+    whole = config.Config(
+        backends=(config.Backend(url=url(port, tls_port, secure)), *others),
+        http=config.HTTP(connections=connections),
+        machine_id="bench",
+        auth=config.Auth(token=TOKEN),
+        tls=config.TLS(ca_file=ca, ca_exclusive=True) if secure else config.TLS(),
+        websocket=config.WebSocket(enabled=False),
+        heartbeat=config.Heartbeat(interval=0),
+        inventory=config.Inventory(interval=0),
+        spool=config.Spool(path="spool"),
+    )
+    body = document(size)
+    path = f"/posts/{size}"
+
+    async def main(reactor: Any) -> Sample:
+        manager = Manager(whole, reactor=reactor)
+        manager.startService()
+
+        async def post() -> tuple[int, bytes]:
+            answer = await manager.send_http("POST", path, body=body)
+            return answer.status, answer.body
+
+        try:
+            return await Posting(post, _gather, port).run(operations, concurrent, size if traced else 0)
+        finally:
+            await manager.disconnect()
+
+    return _on_reactor(main)
+
+
+def _twisted_agent(reactor: Any, concurrent: int, ca: str, secure: bool) -> Any:
+    from twisted.internet.ssl import Certificate, trustRootFromCertificates
+    from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
+
+    pool = HTTPConnectionPool(reactor)
+    pool.maxPersistentPerHost = concurrent
+    if not secure:
+        return Agent(reactor, pool=pool), pool
+    with open(ca, "rb") as file:
+        trusted = trustRootFromCertificates([Certificate.loadPEM(file.read())])
+    return Agent(reactor, BrowserLikePolicyForHTTPS(trusted), pool=pool), pool
+
+
+def treq(
+    operations: int,
+    size: int,
+    concurrent: int,
+    *,
+    port: int,
+    tls_port: int,
+    ca: str,
+    secure: bool = False,
+    traced: bool = False,
+) -> Sample:
+    """treq's client over Twisted's agent and pool."""
+    from treq.client import HTTPClient
+
+    body, target = document(size), f"{url(port, tls_port, secure)}/posts/{size}"
+    fields = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+
+    async def main(reactor: Any) -> Sample:
+        agent, pool = _twisted_agent(reactor, concurrent, ca, secure)
+        client = HTTPClient(agent)
+
+        async def post() -> tuple[int, bytes]:
+            answer = await client.post(target, data=body, headers=fields)
+            return answer.code, await answer.content()
+
+        try:
+            return await Posting(post, _gather, port).run(operations, concurrent, size if traced else 0)
+        finally:
+            await pool.closeCachedConnections()
+
+    return _on_reactor(main)
+
+
+def agent(
+    operations: int, size: int, concurrent: int, *, port: int, tls_port: int, ca: str, secure: bool = False
+) -> Sample:
+    """Twisted's agent."""
+    from io import BytesIO
+
+    from twisted.web.client import FileBodyProducer, readBody
+    from twisted.web.http_headers import Headers
+
+    body, target = document(size), f"{url(port, tls_port, secure)}/posts/{size}".encode()
+
+    async def main(reactor: Any) -> Sample:
+        twisted, pool = _twisted_agent(reactor, concurrent, ca, secure)
+
+        async def post() -> tuple[int, bytes]:
+            fields = Headers({"Content-Type": ["application/json"], "Authorization": [f"Bearer {TOKEN}"]})
+            answer = await twisted.request(b"POST", target, fields, FileBodyProducer(BytesIO(body)))
+            return answer.code, await readBody(answer)
+
+        try:
+            return await Posting(post, _gather, port).run(operations, concurrent)
+        finally:
+            await pool.closeCachedConnections()
+
+    return _on_reactor(main)
+
+
+def aiohttp(operations: int, size: int, concurrent: int, *, port: int, tls_port: int, ca: str) -> Sample:
+    """aiohttp's client, on asyncio."""
+    import aiohttp
+
+    body, target = document(size), f"{url(port, tls_port, False)}/posts/{size}"
+    fields = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+
+    async def main() -> Sample:
+        async with aiohttp.ClientSession() as session:
+
+            async def post() -> tuple[int, bytes]:
+                async with session.post(target, data=body, headers=fields) as answer:
+                    return answer.status, await answer.read()
+
+            return await Posting(post, lambda work: asyncio.gather(*work), port).run(operations, concurrent)
+
+    return asyncio.run(main())
+
+
+def requests(operations: int, size: int, concurrent: int, *, port: int, tls_port: int, ca: str) -> Sample:
+    """requests with a session; it blocks, so there is one at a time."""
+    import requests
+
+    body, target = document(size), f"{url(port, tls_port, False)}/posts/{size}"
+    fields = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+    with requests.Session() as session:
+
+        async def post() -> tuple[int, bytes]:
+            answer = session.post(target, data=body, headers=fields)
+            return answer.status_code, answer.content
+
+        return asyncio.run(Posting(post, lambda work: asyncio.gather(*work), port).run(operations, concurrent))
