@@ -56,7 +56,8 @@ def _started(command: list[str], times: int) -> Sample:
 
 
 def _once(command: list[str]) -> dict[str, float]:
-    environment = {**os.environ, BEGAN: repr(time.monotonic())}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment[BEGAN] = repr(time.monotonic())
     done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
     # Whatever else it says is the log, in front of the figures.
     lines = done.stdout.splitlines()
