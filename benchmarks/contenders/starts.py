@@ -28,24 +28,27 @@ path = "spool"
 def agent(times: int) -> Sample:
     """Start ``twistd commsmgr``: the configuration is read and checked, and all services are started."""
     Path("agent.toml").write_text(CONFIGURATION, "utf-8")
-    return _started([*_TWISTD, "commsmgr", "--config", "agent.toml"], times)
+    return _started(["commsmgr", "--config", "agent.toml"], times)
 
 
-def application(name: str, times: int) -> Sample:
-    """Start twistd with the application ``name`` of :mod:`benchmarks.programs`."""
-    return _started([*_TWISTD, "-y", str(PROGRAMS / f"{name}.py")], times)
+def libraries(times: int) -> Sample:
+    """Start ``twistd libraries``, found as a plugin as commsmgr is."""
+    return _started(["libraries"], times)
+
+
+def nothing(times: int) -> Sample:
+    """Start twistd with an application that imports nothing."""
+    return _started(["-y", str(PROGRAMS / "nothing.py")], times)
 
 
 def loop(times: int) -> Sample:
     """Start asyncio with aiohttp imported."""
-    return _started([sys.executable, "-m", "benchmarks.programs.loop"], times)
+    return _started([], times, program="loop")
 
 
-_TWISTD = [sys.executable, "-m", "benchmarks.programs.tick", "-n", "--pidfile="]
-
-
-def _started(command: list[str], times: int) -> Sample:
-    """Run ``command`` once for nothing, to have all bytecode compiled and in memory, and then ``times`` times."""
+def _started(arguments: list[str], times: int, program: str = "tick") -> Sample:
+    """Run a program once for nothing, to have all bytecode compiled and in memory, and then ``times`` times."""
+    command = [sys.executable, "-m", f"benchmarks.programs.{program}", *arguments]
     found = [_once(command) for _ in range(times + 1)][1:]
     return Sample(
         operations=times,
@@ -57,6 +60,7 @@ def _started(command: list[str], times: int) -> Sample:
 
 def _once(command: list[str]) -> dict[str, float]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPATH"] += f":{PROGRAMS}"
     environment[BEGAN] = repr(time.monotonic())
     done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
     # Whatever else it says is the log, in front of the figures.

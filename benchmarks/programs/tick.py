@@ -50,7 +50,7 @@ def main() -> None:
         turning(*arguments)
 
     app.runReactorWithLogging = turn
-    sys.argv[0] = "twistd"
+    sys.argv[:1] = ["twistd", "--nodaemon", "--pidfile="]
     run()
 
 

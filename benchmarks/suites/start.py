@@ -15,8 +15,8 @@ BENCHMARKS = (
         metrics=("cpu", "wall", "resident", "proportional", "modules"),
         contenders=(
             Contender("twistd commsmgr", "starts:agent", {"times": TIMES}),
-            Contender(LIBRARIES, "starts:application", {"name": "libraries", "times": TIMES}),
-            Contender("twistd, nothing imported", "starts:application", {"name": "nothing", "times": TIMES}),
+            Contender(LIBRARIES, "starts:libraries", {"times": TIMES}),
+            Contender("twistd, nothing imported", "starts:nothing", {"times": TIMES}),
             Contender("asyncio + aiohttp", "starts:loop", {"times": TIMES}),
         ),
         targets=(
