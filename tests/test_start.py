@@ -104,6 +104,24 @@ class Start(SynchronousTestCase):
         share = sum(added.values()) / sum(found.values())
         self.assertLessEqual(share, SHARE, f"{share:.0%} of the import is commsmgr's; most of it took\n{told}")
 
+    def test_collector(self) -> None:
+        """No garbage is looked for among modules while they are loaded, nor ever after; and then it is looked for."""
+        code = (
+            "import gc\n"
+            "runs = []\n"
+            "gc.callbacks.append(lambda phase, info: runs.append(info['generation']))\n"
+            "import commsmgr.tap\n"
+            "print(len(runs), gc.isenabled(), gc.get_freeze_count() > 10000)\n"
+        )
+        runs, enabled, frozen = run(code).split()
+        # Before that come the modules of twistd itself, which is not there yet in this process.
+        before = "import gc\nruns = []\ngc.callbacks.append(lambda phase, info: runs.append(1))\n"
+        before += (
+            "import msgspec, twisted.application.service, twisted.python.logfile, commsmgr.process\nprint(len(runs))"
+        )
+        self.assertLessEqual(int(runs), int(run(before)) + 10)
+        self.assertEqual(("True", "True"), (enabled, frozen))
+
     def test_reference(self) -> None:
         """What the benchmark of the start is compared with loads nothing that an agent does not load."""
         extra = loaded(LIBRARIES) - loaded(f"{TWISTD}import commsmgr.tap, psutil")
