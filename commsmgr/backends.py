@@ -19,8 +19,8 @@ The old link is said goodbye to before the new one is started, so that a machine
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
+from msgspec import Struct
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -39,8 +39,7 @@ GOODBYE = 5.0
 """Seconds that a link to a backend that is given up may take to drain."""
 
 
-@dataclass(slots=True)
-class Line:
+class Line(Struct):
     """
     One backend: its breaker, and the two transports to it.
 

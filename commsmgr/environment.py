@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from random import Random
 from typing import Any
 
+from msgspec import Struct
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 
@@ -33,8 +33,7 @@ from commsmgr.transport.peer import TLSFacts
 from commsmgr.urls import Target, backend_name, http_target, websocket_target
 
 
-@dataclass(frozen=True, kw_only=True)
-class Environment:
+class Environment(Struct, frozen=True, kw_only=True):
     """The parameters of :class:`~commsmgr.manager.Manager`, checked and with their defaults filled in."""
 
     config: Config

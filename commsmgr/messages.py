@@ -9,8 +9,7 @@ ranges and the characters of ids and names.
 Bodies (what travels over HTTP, and inside ``data`` over WebSocket) stand first, WebSocket envelopes after them.
 """
 
-from __future__ import annotations
-
+# Without "annotations" from __future__: msgspec would have to compile each of those strings again, at every start.
 from enum import Enum, auto
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -344,6 +343,23 @@ FromAgent: TypeAlias = Register | ResultEnvelope | LossReceipt | Ping | Pong | A
 # What the embedding agent holds in its hands
 
 
+class Result(Struct, frozen=True, kw_only=True):
+    """
+    What the agent says of a command.
+
+    :ivar execution_time: seconds that the command took.
+    :ivar key: the command's :attr:`Command.key`; None means the oldest open command with ``command_id``.
+    """
+
+    command_id: str
+    status: ResultStatus = "success"
+    output: str = ""
+    error: str = ""
+    exit_code: int = 0
+    execution_time: float = 0.0
+    key: int | None = None
+
+
 class Command(Struct, frozen=True, kw_only=True):
     """
     A command that was offered to the agent and has to be answered with one :class:`Result`.
@@ -373,23 +389,6 @@ class Command(Struct, frozen=True, kw_only=True):
     def rejected(self, error: str) -> Result:
         """Return a result that says that the command was not run at all."""
         return Result(command_id=self.id, status="rejected", error=error, exit_code=1, key=self.key)
-
-
-class Result(Struct, frozen=True, kw_only=True):
-    """
-    What the agent says of a command.
-
-    :ivar execution_time: seconds that the command took.
-    :ivar key: the command's :attr:`Command.key`; None means the oldest open command with ``command_id``.
-    """
-
-    command_id: str
-    status: ResultStatus = "success"
-    output: str = ""
-    error: str = ""
-    exit_code: int = 0
-    execution_time: float = 0.0
-    key: int | None = None
 
 
 class Push(Struct, frozen=True, kw_only=True):

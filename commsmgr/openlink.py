@@ -16,9 +16,9 @@ the same id. A command is acknowledged only by :meth:`OpenLink.acknowledge`, whi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -51,8 +51,7 @@ if TYPE_CHECKING:
     from commsmgr.transport.websocket import Connection
 
 
-@dataclass(frozen=True, slots=True)
-class LinkEvents:
+class LinkEvents(Struct, frozen=True):
     """
     Who hears what happens on a link; each is called on the reactor's thread.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 from math import log2
 from re import _parser as parser  # type: ignore[attr-defined]  # the only one who knows what is in an expression
@@ -77,8 +78,8 @@ def _characters(parsed: Any) -> set[str]:
             first, last = (what, what) if kind is parser.LITERAL else what
             found.update(map(chr, range(first, min(last + 1, _TOLD))))
             partly |= _marks(first, last) if last >= _TOLD else set()
-        elif kind is parser.CATEGORY and str(what) in _CATEGORIES:
-            found.update(_CATEGORIES[str(what)])
+        elif kind is parser.CATEGORY and str(what) in _categories():
+            found.update(_categories()[str(what)])
         elif kind is not parser.NEGATE:
             return _SAMPLE
     return _SAMPLE - found if parts[0][0] is parser.NEGATE else found | partly
@@ -100,13 +101,15 @@ def _marks(first: int, last: int) -> set[str]:
     return {_BLANK if one.isspace() else _DIGIT if one.isdecimal() else _LETTER for one in those}
 
 
-_CATEGORIES = {
-    f"CATEGORY_{name}": set(re.findall(expression, "".join(_SAMPLE)))
-    for name, expression in (
-        ("DIGIT", r"\d"), ("NOT_DIGIT", r"\D"), ("SPACE", r"\s"), ("NOT_SPACE", r"\S"),
-        ("WORD", r"\w"), ("NOT_WORD", r"\W|\u0100"),
-    )
-}  # fmt: skip
+@cache
+def _categories() -> dict[str, set[str]]:
+    """Return which of those characters each class has. Not made before an operator sets an expression: few do."""
+    expressions = {
+        "DIGIT": r"\d", "NOT_DIGIT": r"\D", "SPACE": r"\s", "NOT_SPACE": r"\S",
+        "WORD": r"\w", "NOT_WORD": r"\W|\u0100",
+    }  # fmt: skip
+    sample = "".join(_SAMPLE)
+    return {f"CATEGORY_{name}": set(re.findall(expression, sample)) for name, expression in expressions.items()}
 
 
 def _is_long(op: Any, argument: Any) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from time import thread_time
 from typing import Any
 from urllib.parse import quote
@@ -47,11 +48,14 @@ _OPENING = r"(?:[\s(\"'\\]|\[(?!redacted\])|b[\"'])"
 _PROSE = r"(?:tokens?|credentials?|auth\w*|scheme|realm|scope|error\w*|is|was|and|or|for|from|in|of)\b"
 
 
+@cache
 def _form(expression: str) -> re.Pattern[str]:
+    """Compile an expression when it is first used: all of them took 30 ms of every start, and few are ever needed."""
     return re.compile(expression, re.IGNORECASE | re.ASCII | re.DOTALL)
 
 
-def _assignment(name: str, *, bare_colon: bool) -> re.Pattern[str]:
+@cache
+def _assignment(name: str, *, bare_colon: bool) -> str:
     """
     ``name=value`` and ``"name": value``; ``name: value`` only where that is not prose ("auth.token: must be …"), as
     ``X-Auth-Token: value`` is not.
@@ -61,21 +65,21 @@ def _assignment(name: str, *, bare_colon: bool) -> re.Pattern[str]:
     bare = rf"|{name}{within}\s{{0,3}}:=?+"
     # A comma only as in a pair of strings, a header's name and its value; not before the next key of an object.
     quoted = r"\\?[\"']\s{0,3}(?::|,(?=\s{0,3}b?\\?[\"'])(?!\s{0,3}\\?\"[^\"\\]{0,100}\\?\"\s{0,3}:))"
-    return _form(rf"((?:{name}\\?[\"']?\s{{0,3}}=(?!=)>?+|{name}{quoted}{bare})\s{{0,3}}+){_VALUE}")
+    return rf"((?:{name}\\?[\"']?\s{{0,3}}=(?!=)>?+|{name}{quoted}{bare})\s{{0,3}}+){_VALUE}"
 
 
 # A word without which the expression need not be tried (in lower case), the expression, the replacement.
 _FORMS = (
-    ("://", _form(r"(://[^/?#\s:@]*:)[^/?#\s@]+@"), rf"\1{MARK}@"),
+    ("://", r"(://[^/?#\s:@]*:)[^/?#\s@]+@", rf"\1{MARK}@"),
     (
         "authorization",
-        _form(
+        (
             rf"(authorization(?:\\?[\"']\s{{0,3}},|\\?[\"']?\s{{0,3}}[:=]){_OPENING}{{0,8}}+)(?!\[redacted\])"
             r"(?:digest\s[^\r\n]*|(?:(?:bearer|basic|negotiate|ntlm|token)\s{1,3})?+[^\s\"'\\)\]},;]+)"
         ),
         rf"\1{MARK}",
     ),
-    ("bearer", _form(rf"\b(bearer\s{{1,3}}+)(?!\[redacted\]|{_PROSE})[^\s\"'\\)\]}},;]+"), rf"\1{MARK}"),
+    ("bearer", rf"\b(bearer\s{{1,3}}+)(?!\[redacted\]|{_PROSE})[^\s\"'\\)\]}},;]+", rf"\1{MARK}"),
 )
 _BEARER = [form for form in _FORMS if form[0] == "bearer"]
 
@@ -160,7 +164,7 @@ class Redactor:
         forms = self._forms if "=" in text or ":" in text or '"' in text or "'" in text else _BEARER
         for word, form, replacement in forms:
             if word in lowered:
-                text = form.sub(replacement, text)
+                text = _form(form).sub(replacement, text)
         return self._without_matches(text)
 
     def _without_matches(self, text: str) -> str:

@@ -94,6 +94,15 @@ def _control_characters(raw: Any, path: str) -> Iterator[Mistake]:
         yield path, "control characters (such as CR, LF or NUL) are not allowed"
 
 
+def may_have_control_characters(raw: Any) -> bool:
+    """Say whether there are any in ``raw``: a quick look, that also finds those which are allowed."""
+    if isinstance(raw, str):
+        return CONTROL_CHARACTERS.search(raw) is not None
+    if isinstance(raw, Mapping):
+        return any(map(may_have_control_characters, raw.values()))
+    return isinstance(raw, list) and any(map(may_have_control_characters, raw))
+
+
 def key_text(key: Any) -> str:
     """Write a key as it may stand in TOML, cut short if it is very long."""
     text = str(key)

@@ -18,17 +18,20 @@ from twisted.python.logfile import LogFile
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
-from commsmgr import privileges, process, settings
-from commsmgr.clock import steady
-from commsmgr.config import Auth, Config
-from commsmgr.errors import ConfigError
-from commsmgr.handlers import BuiltinHandler
-from commsmgr.manager import Manager
-from commsmgr.observe.logs import make_observer
-from commsmgr.redact import Redactor
-from commsmgr.systemd import SystemdNotify
-from commsmgr.transport.tls import ContextSource
-from commsmgr.urls import backend_name, http_target, websocket_target
+from commsmgr.process import loading
+
+with loading():
+    from commsmgr import privileges, process, settings
+    from commsmgr.clock import steady
+    from commsmgr.config import Auth, Config
+    from commsmgr.errors import ConfigError
+    from commsmgr.handlers import BuiltinHandler
+    from commsmgr.manager import Manager
+    from commsmgr.observe.logs import make_observer
+    from commsmgr.redact import Redactor
+    from commsmgr.systemd import SystemdNotify
+    from commsmgr.transport.tls import ContextSource
+    from commsmgr.urls import backend_name, http_target, websocket_target
 
 ROTATE_AT = 10 << 20
 """Bytes of a log file after which a new one is begun."""
