@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -36,7 +37,7 @@ SHARE = 0.35
 """
 The most that commsmgr's own modules, and what they load beyond the libraries, may take of the whole import.
 
-They took a fifth when this was set. The rest is margin for a busy machine, not for growth: it is measured in one run.
+They took a quarter when this was set, by the least of three runs. The rest is margin for a busy machine, not for growth.
 """
 
 OWN_MODULES = 150
@@ -74,6 +75,13 @@ def times(code: str) -> dict[str, int]:
     return {name: int(microseconds) for microseconds, name in found}
 
 
+def shared(libraries: set[str]) -> tuple[float, dict[str, int]]:
+    """Return which part of the import is commsmgr's, and what each module took that is not one of ``libraries``."""
+    found = times(f"{LIBRARIES}import commsmgr.tap")
+    added = {name: taken for name, taken in found.items() if name not in libraries}
+    return sum(added.values()) / sum(found.values()), added
+
+
 class Start(SynchronousTestCase):
     """``twistd commsmgr``, before its reactor turns."""
 
@@ -95,13 +103,12 @@ class Start(SynchronousTestCase):
 
     def test_share(self) -> None:
         """What commsmgr adds to the libraries is a small part of the import; else the dearest modules are named."""
-        found = times(f"{LIBRARIES}import commsmgr.tap")
         libraries = loaded(LIBRARIES)
-        added = {name: taken for name, taken in found.items() if name not in libraries}
+        # Whatever else the machine does comes on top, now here and now there: the least of some is the nearest.
+        share, added = min((shared(libraries) for _ in range(3)), key=itemgetter(0))
         self.assertIn("commsmgr.tap", added)
         dearest = sorted(added.items(), key=lambda item: -item[1])[:10]
         told = "\n".join(f"  {taken} us: {name}" for name, taken in dearest)
-        share = sum(added.values()) / sum(found.values())
         self.assertLessEqual(share, SHARE, f"{share:.0%} of the import is commsmgr's; most of it took\n{told}")
 
     def test_collector(self) -> None:
