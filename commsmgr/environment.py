@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from random import Random
 from typing import Any
 
@@ -21,7 +21,7 @@ from commsmgr.auth.renewal import Renewal
 from commsmgr.auth.token_command import TokenCommand
 from commsmgr.bearer import Token
 from commsmgr.config import Config
-from commsmgr.instants import rfc3339
+from commsmgr.instants import Timestamps
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.observe.metrics import Metrics
 from commsmgr.policy.tokens import TokenTable
@@ -55,9 +55,10 @@ class Environment:
         """The agent's version, as backends hear it."""
         return self.config.agent_version or __version__
 
-    def timestamp(self) -> str:
-        """Return the time now as RFC 3339, in UTC."""
-        return rfc3339(self.wall())
+    @cached_property
+    def timestamp(self) -> Timestamps:
+        """What tells the time as RFC 3339, in UTC."""
+        return Timestamps(self.wall)
 
     def dialer(self, user_agent: str, observe_tls: Callable[[Target, TLSFacts], None]) -> Dialer:
         """Return what opens the connections of one run."""

@@ -6,10 +6,12 @@ A receiver may therefore forget old ids by prefix, and a log sorts by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
+from struct import iter_unpack
 
 _COUNTER_BITS = 12
+_STOCK = 128
 
 
 class IdSource:
@@ -18,7 +20,8 @@ class IdSource:
 
     :param seconds: the time as seconds since the epoch.
     :param random: where the random bits come from. Twisted's and autobahn's habit of reseeding the module-level
-        generator must not touch ids, hence an instance of its own.
+        generator must not touch ids, hence an instance of its own. It is asked for many bits at a time: the system's
+        are a system call each time, in which another thread may take the interpreter.
 
     The 12 bits after the version count within one millisecond (RFC 9562 section 6.2, method 1). When the clock steps
     back the last millisecond is kept and counted on: order matters more than the time in the id.
@@ -27,13 +30,20 @@ class IdSource:
     def __init__(self, seconds: Callable[[], float], random: Random) -> None:
         self._seconds = seconds
         self._random = random
+        self._stock: Iterator[tuple[int, int]] = iter(())
         self._last = 0
 
     def __call__(self) -> str:
         """Return the next id, 36 characters of lower-case hexadecimal and hyphens."""
         now = int(self._seconds() * 1000) << _COUNTER_BITS
         self._last = last = max(now, self._last + 1)
-        high = (last >> _COUNTER_BITS & 0xFFFF_FFFF_FFFF) << 16 | 0x7000 | (last & 0xFFF)
-        low = 0b10 << 62 | self._random.getrandbits(62)
-        digits = f"{high:016x}{low:016x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        milliseconds = last >> _COUNTER_BITS & 0xFFFF_FFFF_FFFF
+        found = next(self._stock, None)
+        if found is None:
+            self._stock = iter_unpack(">HQ", self._random.randbytes(10 * _STOCK))
+            found = next(self._stock)
+        variant, node = found
+        return (
+            f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-{0x7000 | last & 0xFFF:04x}"
+            f"-{0x8000 | variant & 0x3FFF:04x}-{node & 0xFFFF_FFFF_FFFF:012x}"
+        )

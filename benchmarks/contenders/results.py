@@ -16,7 +16,7 @@ import msgspec
 
 from benchmarks.sample import Sample, Watch
 
-OUTPUT = "x" * 30
+OUTPUT = "/srv: 12 files, 0 errors"
 """With what stands around it, a result's body then has 230 bytes."""
 
 _encode = msgspec.json.Encoder().encode
