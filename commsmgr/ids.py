@@ -11,7 +11,7 @@ from random import Random
 from struct import iter_unpack
 
 _COUNTER_BITS = 12
-_STOCK = 128
+_STOCK = 1024
 
 
 class IdSource:

@@ -76,14 +76,14 @@ class Reporting:
             return Deferred.fromCoroutine(self._report_long(result, ttl))
         message_id = self._new_id()
         try:
-            body, left_out = self._encoding(result, message_id)()
+            body, left_out = self._encode(result, message_id, self._timestamp())
         except Exception:
             return fail()
         return self._complete(result, message_id, body, left_out, ttl)
 
     async def _report_long(self, result: Result, ttl: float | None) -> str:
         message_id = self._new_id()
-        body, left_out = await self._in_thread(self._encoding(result, message_id))
+        body, left_out = await self._in_thread(partial(self._encode, result, message_id, self._timestamp()))
         return await self._complete(result, message_id, body, left_out, ttl)
 
     def _complete(
@@ -114,7 +114,7 @@ class Reporting:
     async def say(self, result: Result) -> None:
         """Store a result that closes no command."""
         message_id = self._new_id()
-        encode = self._encoding(result, message_id)
+        encode = partial(self._encode, result, message_id, self._timestamp())
         body, left_out = await self._in_thread(encode) if _is_long(result) else encode()
         stored = self._spool.outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=message_id, body=body)
         await stored.addCallback(self._accepted, message_id, len(body), left_out)
@@ -135,13 +135,12 @@ class Reporting:
         self._aside.pop(deferred, None)
         return outcome
 
-    def _encoding(self, result: Result, message_id: str) -> Callable[[], tuple[bytes, int]]:
-        """Return what encodes ``result``, here or in a thread, as of now."""
-        return partial(
-            encode_result,
+    def _encode(self, result: Result, message_id: str, timestamp: str) -> tuple[bytes, int]:
+        """Encode ``result``; in any thread."""
+        return encode_result(
             result,
             message_id=message_id,
-            timestamp=self._timestamp(),
+            timestamp=timestamp,
             limit=self._settings.max_body_bytes,
             max_output=self._settings.max_output_bytes,
             redact=self._redact,

@@ -69,9 +69,8 @@ class World:
         return self.get(self.spool.open())
 
     def run(self) -> None:
-        while calls := self.clock.getDelayedCalls():
-            # Receipts wait a moment for company.
-            self.clock.advance(max(min(call.getTime() for call in calls) - self.clock.seconds(), 0))
+        while self.clock.getDelayedCalls():
+            self.clock.advance(0)
 
     def get(self, waiting: Deferred[Any]) -> Any:
         results: list[Any] = []

@@ -20,7 +20,13 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Does work that may block. The Deferreds fire in the reactor's thread, in the order of the calls."""
+    """
+    Does work that may block. The Deferreds fire in the reactor's thread, in the order of the calls.
+
+    :ivar linger: seconds that what is in no hurry may wait for other work, because work by itself costs a commit.
+    """
+
+    linger: float
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]: ...
 
@@ -30,6 +36,8 @@ class Executor(Protocol):
 
 class InlineExecutor:
     """Does the work in the reactor's thread, in a later turn: what is handed over in one turn is done together."""
+
+    linger = 0.0
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
@@ -55,6 +63,8 @@ class ThreadExecutor:
     turn, whenever the interpreter changes threads, and would find only a part of what the turn has for it; and until
     then it would wait for the interpreter, which costs more than to wait for work.
     """
+
+    linger = 0.05
 
     def __init__(self, reactor: IReactorFromThreads) -> None:
         self._reactor = reactor

@@ -131,8 +131,8 @@ class Outbox:
         Take note of receipts: these entries are not handed out again from now on.
 
         A receipt is never lost while the spool is open: when the disk fails, deletion is tried again until it works,
-        and the Deferred waits. It waits too for a commit that is made for something else, up to
-        :data:`~commsmgr.spool.store.LINGER`. Numbers that are not known are ignored.
+        and the Deferred waits. It also waits a moment for a commit that is made for something else (see
+        :mod:`.store`). Numbers that are not known are ignored.
         """
         wanted = list(seqs)
         job = _Forget(self, wanted)

@@ -5,8 +5,8 @@ One batch is under way at a time. What is handed over meanwhile waits and makes 
 disk, the larger the batches: one commit and two hops between threads for each, not for each message.
 
 Receipts are patient: they begin no batch at once, but join the next one, and have one of their own only when none has
-come within :data:`LINGER`. An agent that sends a result for each receipt so pays one commit, not two. What a receipt
-names is not sent again meanwhile; only after a crash it is, with the id that the backend knows.
+come within the executor's ``linger``. An agent that sends a result for each receipt so pays one commit, not two. What a
+receipt names is not sent again meanwhile; only after a crash it is, with the id that the backend knows.
 
 After a batch: the next one is started if there is work for it; then every job's :meth:`Job.settled` is called, in the
 order of the jobs, so that counts and readers follow the order of the database; then listeners and Deferreds are told.
@@ -48,9 +48,6 @@ RETRY_AFTER: Final = 1.0
 RETRY_LONGEST: Final = 60.0
 """Seconds that they wait at most."""
 
-LINGER: Final = 0.05
-"""Seconds that patient jobs wait at most for another batch to go with."""
-
 
 class Job(ABC):
     """
@@ -61,7 +58,7 @@ class Job(ABC):
     :ivar persistent: whether it is tried again, before all later jobs, when the disk fails. When only a part of the
         database is damaged or cannot be read later jobs go first, for they may well be done; nothing depends on the
         order but for speed, as the outbox withholds what it has receipts for.
-    :ivar patient: whether it may wait for others to share a commit with, up to :data:`LINGER`.
+    :ivar patient: whether it may wait for others to share a commit with, up to :attr:`.Executor.linger`.
     """
 
     __slots__ = ("done",)
@@ -175,7 +172,7 @@ class Store:
             return fail(refused)
         self._jobs.append(job)
         if not self._busy:
-            if job.patient:
+            if job.patient and self._executor.linger:
                 self._linger()
             else:
                 self._next()
@@ -193,7 +190,7 @@ class Store:
     def _linger(self) -> None:
         """Let what waits go with the next batch, or with one of its own before long."""
         if self._lingering is None:
-            self._lingering = self._reactor.callLater(LINGER, self._lingered)
+            self._lingering = self._reactor.callLater(self._executor.linger, self._lingered)
 
     def _lingered(self) -> None:
         self._lingering = None
@@ -235,10 +232,10 @@ class Store:
             # In the same thread, ahead of the next batch, and after the outcome was told.
             self._executor(self._writer.checkpoint)
         if len(self._jobs) > (0 if outcome.partly else len(again)):
-            if self._state is _State.CLOSING or not all(job.patient for job in self._jobs):
-                self._next()
-            else:
+            if self._state is _State.OPEN and self._executor.linger and all(job.patient for job in self._jobs):
                 self._linger()
+            else:
+                self._next()
         if (self._parked or (again and not self._busy)) and self._retry is None:
             self._wait = min(max(2 * self._wait, RETRY_AFTER), RETRY_LONGEST)
             self._retry = self._reactor.callLater(self._wait, self._try_again)
