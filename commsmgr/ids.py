@@ -6,9 +6,8 @@ A receiver may therefore forget old ids by prefix, and a log sorts by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
-from struct import iter_unpack
 
 _COUNTER_BITS = 12
 _STOCK = 1024
@@ -30,20 +29,22 @@ class IdSource:
     def __init__(self, seconds: Callable[[], float], random: Random) -> None:
         self._seconds = seconds
         self._random = random
-        self._stock: Iterator[tuple[int, int]] = iter(())
+        self._stock: list[str] = []
         self._last = 0
 
     def __call__(self) -> str:
         """Return the next id, 36 characters of lower-case hexadecimal and hyphens."""
         now = int(self._seconds() * 1000) << _COUNTER_BITS
-        self._last = last = max(now, self._last + 1)
+        self._last = last = now if now > self._last else self._last + 1
+        if not self._stock:
+            self._stock = self._tails()
         milliseconds = last >> _COUNTER_BITS & 0xFFFF_FFFF_FFFF
-        found = next(self._stock, None)
-        if found is None:
-            self._stock = iter_unpack(">HQ", self._random.randbytes(10 * _STOCK))
-            found = next(self._stock)
-        variant, node = found
-        return (
-            f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-{0x7000 | last & 0xFFF:04x}"
-            f"-{0x8000 | variant & 0x3FFF:04x}-{node & 0xFFFF_FFFF_FFFF:012x}"
-        )
+        return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{last & 0xFFF:03x}-{self._stock.pop()}"
+
+    def _tails(self) -> list[str]:
+        """Return what follows the time in as many ids: the variant (RFC 9562 section 4.1) and 62 random bits."""
+        digits = self._random.randbytes(8 * _STOCK).hex()
+        return [
+            f"{'89ab'[int(digits[at], 16) & 3]}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + 16]}"
+            for at in range(0, len(digits), 16)
+        ]

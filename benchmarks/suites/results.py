@@ -28,6 +28,7 @@ def _benchmark(window: int, operations: int, at_most: float) -> Benchmark:
             Contender("commsmgr, in memory", "results:commsmgr", {**arguments, "durability": "memory"}, "commsmgr.v1"),
             Contender(paho, "results:paho", arguments, "mosquitto"),
             Contender(nats, "results:nats", arguments, "nats-server"),
+            Contender("nats-py publish_async", "results:nats_async", arguments, "nats-server"),
             Contender("python-socketio", "results:socketio", arguments, "python-socketio"),
         ),
         targets=(
