@@ -13,6 +13,7 @@ from twisted.trial.unittest import TestCase
 
 from commsmgr import config
 from commsmgr.spool import Lane, Spool
+from commsmgr.spool.executor import ThreadExecutor
 from commsmgr.spool.store import Store
 from commsmgr.spool.writer import Outcome, Work, Writer
 from tests.test_spool_store import OnClock
@@ -48,6 +49,15 @@ class LingeringTests(OnClock):
         self.pass_time()
         return [entry.id for entry in spool.outbox.reader(Lane.EVENT).take(10, 1000)]
 
+    def under_way(self) -> tuple[Store, Any]:
+        """Have a batch done, and not yet told: the store takes it to be under way."""
+        untold: list[tuple[Store, Any]] = []
+        settling = self.patch(Store, "_settle", lambda *settled: untold.append(settled))
+        self.put(self.agent, "begins")
+        self.turns()
+        settling.restore()
+        return untold[0]
+
     def test_with_the_next_commit(self) -> None:
         """A receipt alone begins no batch; it goes with the next one, whatever that is for."""
         forgetting = self.agent.outbox.forget(self.seqs[:2])
@@ -79,16 +89,11 @@ class LingeringTests(OnClock):
         """Receipts that come while a batch is under way begin none after it; other work does, and takes them along."""
         for others, batches in ((0, [1]), (1, [1, 2])):
             self.batches.clear()
-            untold: list[Any] = []
-            settling = self.patch(Store, "_settle", lambda *settled, untold=untold: untold.append(settled))
-            self.put(self.agent, "begins")
-            self.turns()
-            settling.restore()
-            # Done, and not yet told: the store takes it to be under way.
+            store, done = self.under_way()
             forgetting = self.agent.outbox.forget([self.seqs.pop()])
             for n in range(others):
                 self.put(self.agent, f"other {n}")
-            Store._settle(*untold[0])
+            Store._settle(store, done)
             self.turns()
             self.assertEqual(self.batches, batches)
             self.assertEqual(forgetting.called, bool(others))
@@ -108,9 +113,20 @@ class LingeringTests(OnClock):
         self.turns()
         self.successResultOf(closing)
         self.successResultOf(forgetting)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
         self.agent = self.spool()
         self.done(self.agent.open())
         self.assertEqual(self.held(self.agent), ["e2"])
+
+    def test_stop_during_a_commit(self) -> None:
+        """So is one that came while a batch was under way."""
+        store, done = self.under_way()
+        forgetting = self.agent.outbox.forget(self.seqs)
+        closing = self.agent.close()
+        Store._settle(store, done)
+        self.turns()
+        self.successResultOf(closing)
+        self.successResultOf(forgetting)
 
     def test_crash(self) -> None:
         """After a crash before that commit the entry is sent again, with the id that the backend knows."""
@@ -145,6 +161,13 @@ class TurnTests(TestCase):
         last = spool.outbox.put(lane=Lane.EVENT, kind="note", id="last", body=b"{}")
         await spool.close()
         self.assertEqual(self.successResultOf(last), 6)
+
+    async def test_stop(self) -> None:
+        """An executor that is stopped does what it was given in the same turn."""
+        executor = ThreadExecutor(reactor)  # type: ignore[arg-type]
+        done = executor(lambda: 1)
+        await executor.stop()
+        self.assertEqual(self.successResultOf(done), 1)
 
 
 def noting(batches: list[int]) -> Any:
