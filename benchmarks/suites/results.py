@@ -38,4 +38,4 @@ def _benchmark(window: int, operations: int, at_most: float) -> Benchmark:
     )
 
 
-BENCHMARKS = (_benchmark(20, 10_000, 1.0), _benchmark(1000, 20_000, 0.25))
+BENCHMARKS = (_benchmark(20, 5_000, 1.0), _benchmark(1000, 8_000, 0.25))
