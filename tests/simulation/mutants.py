@@ -77,8 +77,8 @@ MUTANTS = (
         "order-swap",
         "what is sent together is sent in the opposite order",
         "delivery.py",
-        "link.send(list(fresh.values()), self._timestamp())",
-        "link.send(list(fresh.values())[::-1], self._timestamp())",
+        "link.send(fresh, self._timestamp())",
+        "link.send(fresh[::-1], self._timestamp())",
         ("in_order",),
     ),
     Mutant(
