@@ -186,11 +186,13 @@ class Delivery:
     def receipts(self, link: OpenLink, seqs: Sequence[int]) -> None:
         """The backend has these entries."""
         self._link_delivered = True
-        for seq in seqs:
-            self._trace(seq)
+        if self._sent:
+            for seq in seqs:
+                self._trace(seq)
         self._metrics.message("command_result", "out", "acked", len(seqs))
         self._forget(seqs)
-        self._wake(Lane.EVENT)
+        if self._rewind_when_empty or self._readers[Lane.EVENT].peek_size() is not None:
+            self._wake(Lane.EVENT)
 
     def refused(self, link: OpenLink, seq: int, refusal: Nacked) -> None:
         """
@@ -257,17 +259,19 @@ class Delivery:
             entries = reader.take(max(count, 1), max(free, size))
             # After a rewind the reader gives out again what is still in flight on this very link; and of two entries
             # with one id only the first goes now.
-            fresh: dict[str, Entry] = {}
-            for entry in entries:
-                if not link.carries(entry):
-                    fresh.setdefault(entry.id, entry)
+            fresh = [entry for entry in entries if not link.carries(entry)] if link.in_flight else entries
+            if len({entry.id for entry in fresh}) != len(fresh):
+                first: dict[str, Entry] = {}
+                for entry in fresh:
+                    first.setdefault(entry.id, entry)
+                fresh = list(first.values())
             if len(fresh) != len(entries):
                 self._rewind_when_empty = True
             if fresh:
-                link.send(list(fresh.values()), self._timestamp())
+                link.send(fresh, self._timestamp())
                 if self._config.observe.log_level == "debug":
                     now = self._clock.seconds()
-                    self._sent.update((entry.seq, (entry.id, now)) for entry in fresh.values())
+                    self._sent.update((entry.seq, (entry.id, now)) for entry in fresh)
 
     # -----------------------------------------------------------------------------------------------------------------
     # The state lane

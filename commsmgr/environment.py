@@ -21,7 +21,7 @@ from commsmgr.auth.renewal import Renewal
 from commsmgr.auth.token_command import TokenCommand
 from commsmgr.bearer import Token
 from commsmgr.config import Config
-from commsmgr.instants import rfc3339
+from commsmgr.instants import Timestamps
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.observe.metrics import Metrics
 from commsmgr.policy.tokens import TokenTable
@@ -34,7 +34,11 @@ from commsmgr.urls import Target, backend_name, http_target, websocket_target
 
 
 class Environment(Struct, frozen=True, kw_only=True):
-    """The parameters of :class:`~commsmgr.manager.Manager`, checked and with their defaults filled in."""
+    """
+    The parameters of :class:`~commsmgr.manager.Manager`, checked and with their defaults filled in.
+
+    :ivar timestamp: tells the time by ``wall`` as RFC 3339, in UTC.
+    """
 
     config: Config
     reactor: Any
@@ -45,6 +49,7 @@ class Environment(Struct, frozen=True, kw_only=True):
     machine: MachineSource | None
     redactor: Redactor
     wall: Callable[[], float]
+    timestamp: Timestamps
     random: Random
     executor: Executor | None
     environ: Mapping[str, str]
@@ -53,10 +58,6 @@ class Environment(Struct, frozen=True, kw_only=True):
     def version(self) -> str:
         """The agent's version, as backends hear it."""
         return self.config.agent_version or __version__
-
-    def timestamp(self) -> str:
-        """Return the time now as RFC 3339, in UTC."""
-        return rfc3339(self.wall())
 
     def dialer(self, user_agent: str, observe_tls: Callable[[Target, TLSFacts], None]) -> Dialer:
         """Return what opens the connections of one run."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from random import Random
 
 _COUNTER_BITS = 12
+_STOCK = 1024
 
 
 class IdSource:
@@ -18,7 +19,8 @@ class IdSource:
 
     :param seconds: the time as seconds since the epoch.
     :param random: where the random bits come from. Twisted's and autobahn's habit of reseeding the module-level
-        generator must not touch ids, hence an instance of its own.
+        generator must not touch ids, hence an instance of its own. It is asked for many bits at a time: the system's
+        are a system call each time, in which another thread may take the interpreter.
 
     The 12 bits after the version count within one millisecond (RFC 9562 section 6.2, method 1). When the clock steps
     back the last millisecond is kept and counted on: order matters more than the time in the id.
@@ -27,13 +29,22 @@ class IdSource:
     def __init__(self, seconds: Callable[[], float], random: Random) -> None:
         self._seconds = seconds
         self._random = random
+        self._stock: list[str] = []
         self._last = 0
 
     def __call__(self) -> str:
         """Return the next id, 36 characters of lower-case hexadecimal and hyphens."""
         now = int(self._seconds() * 1000) << _COUNTER_BITS
-        self._last = last = max(now, self._last + 1)
-        high = (last >> _COUNTER_BITS & 0xFFFF_FFFF_FFFF) << 16 | 0x7000 | (last & 0xFFF)
-        low = 0b10 << 62 | self._random.getrandbits(62)
-        digits = f"{high:016x}{low:016x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        self._last = last = now if now > self._last else self._last + 1
+        if not self._stock:
+            self._stock = self._tails()
+        milliseconds = last >> _COUNTER_BITS & 0xFFFF_FFFF_FFFF
+        return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{last & 0xFFF:03x}-{self._stock.pop()}"
+
+    def _tails(self) -> list[str]:
+        """Return what follows the time in as many ids: the variant (RFC 9562 section 4.1) and 62 random bits."""
+        digits = self._random.randbytes(8 * _STOCK).hex()
+        return [
+            f"{'89ab'[int(digits[at], 16) & 3]}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + 16]}"
+            for at in range(0, len(digits), 16)
+        ]

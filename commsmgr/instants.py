@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +18,27 @@ def rfc3339(seconds: Any, timespec: str = "milliseconds") -> str:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
     except (TypeError, OverflowError, OSError) as error:
         raise ValueError(f"{seconds!r} has no date") from error
+
+
+class Timestamps:
+    """
+    Tells the time as RFC 3339, to the millisecond. A text is made once for all that is asked within one.
+
+    :param seconds: since the epoch.
+    """
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._millisecond: int | None = None
+        self._text = ""
+
+    def __call__(self) -> str:
+        """Return the time now."""
+        now = self._seconds()
+        if (millisecond := int(now * 1000)) != self._millisecond:
+            self._text = rfc3339(now)
+            self._millisecond = millisecond
+        return self._text
 
 
 def shown(seconds: float) -> str:

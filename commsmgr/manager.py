@@ -28,6 +28,7 @@ from commsmgr.clock import steady
 from commsmgr.config import Config
 from commsmgr.environment import Environment
 from commsmgr.errors import CommsError, InvalidMessage, NotRunning, UsageError
+from commsmgr.instants import Timestamps
 from commsmgr.interfaces import CommandHandler, MachineSource, PushHandler, TokenProvider
 from commsmgr.machine import machine_id
 from commsmgr.messages import HeartbeatAnswer, JSONObject, Result
@@ -91,6 +92,7 @@ class Manager(MultiService):
             machine=machine,
             redactor=Redactor(config.redaction.patterns, config.redaction.keys) if redactor is None else redactor,
             wall=wall,
+            timestamp=Timestamps(wall),
             random=SystemRandom() if random is None else random,
             executor=executor,
             environ=environ,
@@ -276,7 +278,10 @@ class Manager(MultiService):
         """
         if wrong := _not_seconds(ttl):
             return fail(InvalidMessage(f"ttl: {wrong}"))
-        return self._call(lambda run: run.reporting.report(result, ttl=ttl), until_closed=True)
+        if (run := self._run) is not None and run.overview.running:
+            # During the stop too: commands may finish, and what a handler has done must not be said to be interrupted.
+            return run.reporting.report(result, ttl=ttl)
+        return self._call(lambda run: run.reporting.report(result, ttl=ttl))
 
     def send_http(
         self,
@@ -353,13 +358,10 @@ class Manager(MultiService):
     # -----------------------------------------------------------------------------------------------------------------
     # Inside
 
-    def _call(self, call: Callable[[Run], Any], *, until_closed: bool = False) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self._called(call, until_closed))
+    def _call(self, call: Callable[[Run], Any]) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self._called(call))
 
-    async def _called(self, call: Callable[[Run], Any], until_closed: bool) -> Any:
-        if until_closed and self._run is not None and self._run.overview.running:
-            # During the stop commands may finish, and what a handler has done must not be said to be interrupted.
-            return await call(self._run)
+    async def _called(self, call: Callable[[Run], Any]) -> Any:
         if self.running and self._is_stopping:
             # Started again while it was stopping: this is for the run to come.
             await self._stopped.wait()

@@ -226,13 +226,15 @@ class OpenLink:
             self._liveness.sending()
         frames = []
         full: bytes | None = None
+        size = 0
         for entry in entries:
             frame = self._conversation.result(entry.id, timestamp, entry.body)
             frames.append(frame)
+            size += len(frame)
             self._window.add(entry.seq, entry.id, len(entry.body))
             if not self.v1:
                 full = self._barrier.sent(entry.seq, len(frame)) or full
-            self._metrics.traffic("out", "websocket", len(frame))
+        self._metrics.traffic("out", "websocket", size)
         self._connection.send_many(frames)
         if not self.v1:
             # One ping in the air at a time, save when a batch is full: a busy link pays one per batch, and a quiet

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -70,14 +70,29 @@ class Reporting:
         self._throttle = LogThrottle(clock.seconds)
         self._aside: dict[Deferred[object], None] = {}  # in order, which a set has not
 
-    async def report(self, result: Result, *, ttl: float | None = None) -> str:
-        """Store a result and close its command; return the message's id. It raises what the spool raises."""
-        message_id, body, left_out = await self._encoded(result)
-        await self._spool.inbox.complete(
+    def report(self, result: Result, *, ttl: float | None = None) -> Deferred[str]:
+        """Store a result and close its command; fires with the message's id, and fails as the spool does."""
+        if _is_long(result):
+            return Deferred.fromCoroutine(self._report_long(result, ttl))
+        message_id = self._new_id()
+        try:
+            body, left_out = self._encode(result, message_id, self._timestamp())
+        except Exception:
+            return fail()
+        return self._complete(result, message_id, body, left_out, ttl)
+
+    async def _report_long(self, result: Result, ttl: float | None) -> str:
+        message_id = self._new_id()
+        body, left_out = await self._in_thread(partial(self._encode, result, message_id, self._timestamp()))
+        return await self._complete(result, message_id, body, left_out, ttl)
+
+    def _complete(
+        self, result: Result, message_id: str, body: bytes, left_out: int, ttl: float | None
+    ) -> Deferred[str]:
+        stored = self._spool.inbox.complete(
             key=result.key, command_id=result.command_id, status=result.status, result_id=message_id, body=body, ttl=ttl
         )
-        self._accepted(body, left_out)
-        return message_id
+        return stored.addCallback(self._accepted, message_id, len(body), left_out)
 
     async def insist(self, result: Result) -> str:
         """As :meth:`report`, but wait for room, and for a disk that works, however long it takes."""
@@ -98,9 +113,11 @@ class Reporting:
 
     async def say(self, result: Result) -> None:
         """Store a result that closes no command."""
-        message_id, body, left_out = await self._encoded(result)
-        await self._spool.outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=message_id, body=body)
-        self._accepted(body, left_out)
+        message_id = self._new_id()
+        encode = partial(self._encode, result, message_id, self._timestamp())
+        body, left_out = await self._in_thread(encode) if _is_long(result) else encode()
+        stored = self._spool.outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=message_id, body=body)
+        await stored.addCallback(self._accepted, message_id, len(body), left_out)
 
     def aside(self, storing: Coroutine[Any, Any, object], result: Result) -> None:
         """Do ``storing``, one of the above for ``result``, without anybody waiting; what it raises is logged."""
@@ -118,29 +135,23 @@ class Reporting:
         self._aside.pop(deferred, None)
         return outcome
 
-    async def _encoded(self, result: Result) -> tuple[str, bytes, int]:
-        message_id = self._new_id()
-        encode = partial(
-            encode_result,
+    def _encode(self, result: Result, message_id: str, timestamp: str) -> tuple[bytes, int]:
+        """Encode ``result``; in any thread."""
+        return encode_result(
             result,
             message_id=message_id,
-            timestamp=self._timestamp(),
+            timestamp=timestamp,
             limit=self._settings.max_body_bytes,
             max_output=self._settings.max_output_bytes,
             redact=self._redact,
         )
-        # What is not even a result is told by encoding it.
-        texts = (
-            text for text in (getattr(result, "output", ""), getattr(result, "error", "")) if isinstance(text, str)
-        )
-        body, left_out = await self._in_thread(encode) if sum(map(len, texts)) > LONG else encode()
-        return message_id, body, left_out
 
-    def _accepted(self, body: bytes, left_out: int) -> None:
-        self._on_accepted(len(body))
+    def _accepted(self, _: object, message_id: str, size: int, left_out: int) -> str:
+        self._on_accepted(size)
         self._metrics.message("command_result", "out", "accepted")
         if left_out:
             self._metrics.message("command_result", "out", "truncated")
+        return message_id
 
     def _not_reported(self, failure: Failure, result: Result) -> None:
         if failure.check(CancelledError):
@@ -153,3 +164,11 @@ class Reporting:
             message_id=result.command_id,
             error=str(failure.value),
         )
+
+
+def _is_long(result: Result) -> bool:
+    """Say whether to encode ``result`` takes so long that it is not done in the reactor's thread."""
+    if not isinstance(result, Result):
+        return False  # encoding it tells what is wrong
+    output, error = result.output, result.error
+    return (len(output) if isinstance(output, str) else 0) + (len(error) if isinstance(error, str) else 0) > LONG

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
+from msgspec import UNSET, Meta, Struct
 
 from commsmgr.errors import InvalidMessage
-from commsmgr.messages import Result, ResultBody
+from commsmgr.messages import Id, Integer, Result, ResultBody, ResultStatus
 from commsmgr.outgoing import shorten, unicode
 from commsmgr.sanitise import Form, Malformed
 
-_FORM = Form(ResultBody)
+_encode = msgspec.json.Encoder().encode
+
+
+class _Given(Struct, frozen=True):
+    """What a :class:`Result` must be to become a :class:`ResultBody`; msgspec does not check what an agent makes."""
+
+    command_id: Id
+    status: ResultStatus
+    output: str
+    error: str
+    exit_code: Integer
+    # In milliseconds it is an Integer too.
+    execution_time: Annotated[float, Meta(ge=0, le=9e12)]
+
+
+_FORM = Form(_Given)
 
 
 def encode_result(
@@ -37,43 +54,43 @@ def encode_result(
     :return: the body, and how many bytes of texts were left out.
     :raise InvalidMessage: a field has the wrong type or value; it says which.
     """
-    body = _checked(result, message_id, timestamp)
-    texts = [redact(unicode(text)) if text else "" for text in (body.output, body.error)]
+    given = _checked(result)
+    milliseconds = round(given.execution_time * 1000)
+    whole_output = redact(unicode(given.output)) if given.output else ""
+    whole_error = redact(unicode(given.error)) if given.error else ""
     while True:
-        (output, cut), (error, cut_too) = (shorten(text, max_output) for text in texts)
-        left_out = cut + cut_too
-        encoded = msgspec.json.encode(
-            msgspec.structs.replace(body, output=output, error=error, truncated_bytes=left_out or msgspec.UNSET)
+        output, cut = shorten(whole_output, max_output)
+        error, cut_too = shorten(whole_error, max_output)
+        body = ResultBody(
+            id=message_id,
+            command_id=given.command_id,
+            status=given.status,
+            output=output,
+            error=error,
+            exit_code=given.exit_code,
+            execution_time=milliseconds,
+            execution_time_ms=milliseconds,
+            timestamp=timestamp,
+            truncated_bytes=cut + cut_too or UNSET,
         )
+        encoded = _encode(body)
         if len(encoded) <= limit:
-            return encoded, left_out
+            return encoded, cut + cut_too
         if not max_output:
             raise InvalidMessage(f"the result has {len(encoded)} bytes, more than delivery.max_body_bytes = {limit}")
         max_output = min(max_output, limit) // 2
 
 
-def _checked(result: Result, message_id: str, timestamp: str) -> ResultBody:
+def _checked(result: Result) -> _Given:
+    """Return what ``result`` says, as it is declared."""
     if not isinstance(result, Result):
         raise InvalidMessage(f"expected a Result, found {type(result).__name__}")
     try:
-        if result.execution_time < 0:
-            raise InvalidMessage(f"execution_time: expected seconds, not below 0, found {result.execution_time}")
-        milliseconds = round(result.execution_time * 1000)
-        fields = {
-            "id": message_id,
-            "command_id": result.command_id,
-            "status": result.status,
-            "output": result.output,
-            "error": result.error,
-            "exit_code": result.exit_code,
-            "execution_time": milliseconds,
-            "execution_time_ms": milliseconds,
-            "timestamp": timestamp,
-        }
-        body = msgspec.convert(fields, type=ResultBody)
-        _FORM.check(body)
+        given = msgspec.convert(result, type=_Given, from_attributes=True)
+        if not (given.command_id.isascii() and given.command_id.isprintable()):
+            _FORM.check(given)  # says what is wrong
     except Malformed as error:
         raise InvalidMessage(f"not a result: {error.detail}") from None
-    except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # ValidationError is a ValueError
         raise InvalidMessage(f"not a result: {error}") from error
-    return body
+    return given

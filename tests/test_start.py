@@ -37,7 +37,7 @@ SHARE = 0.35
 """
 The most that commsmgr's own modules, and what they load beyond the libraries, may take of the whole import.
 
-They took a quarter when this was set, by the least of three runs. The rest is margin for a busy machine, not for growth.
+They took a quarter when this was set, by the least of three runs. The rest is margin for a busy machine.
 """
 
 OWN_MODULES = 150

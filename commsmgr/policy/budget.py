@@ -7,6 +7,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+_GRAIN = 1.0
+"""Seconds within which what is accepted counts as accepted at once."""
+
 
 class RetryBudget:
     """
@@ -58,10 +61,13 @@ class OutageBudget:
     def accepted(self, size_bytes: int) -> None:
         """An event of ``size_bytes`` was accepted into the spool."""
         now = self._seconds()
-        weight = self._weight(now)
-        self._events = self._events * weight + 1
-        self._bytes = self._bytes * weight + size_bytes
-        self._last = now
+        if not 0 <= now - self._last < _GRAIN:
+            weight = self._weight(now)
+            self._events *= weight
+            self._bytes *= weight
+            self._last = now
+        self._events += 1
+        self._bytes += size_bytes
 
     def seconds_left(self, free_count: int, free_bytes: int) -> float | None:
         """

@@ -69,7 +69,13 @@ class Window:
 
     def settle(self, ids: Iterable[str]) -> list[int]:
         """Take the messages with these ids out; return their numbers. Ids that are not in flight are ignored."""
-        return self.settle_seqs([self._seqs[known] for known in ids if known in self._seqs])
+        settled = []
+        for own_id in ids:
+            seq = self._seqs.pop(own_id, None)
+            if seq is not None:
+                self._bytes -= self._entries.pop(seq)[1]
+                settled.append(seq)
+        return settled
 
     def settle_seqs(self, seqs: Iterable[int]) -> list[int]:
         """Take the messages with these numbers out; return those that were in flight, each once."""

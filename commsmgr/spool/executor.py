@@ -20,7 +20,13 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Does work that may block. The Deferreds fire in the reactor's thread, in the order of the calls."""
+    """
+    Does work that may block. The Deferreds fire in the reactor's thread, in the order of the calls.
+
+    :ivar linger: seconds that what is in no hurry may wait for other work, because work by itself costs a commit.
+    """
+
+    linger: float
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]: ...
 
@@ -30,6 +36,8 @@ class Executor(Protocol):
 
 class InlineExecutor:
     """Does the work in the reactor's thread, in a later turn: what is handed over in one turn is done together."""
+
+    linger = 0.0
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
@@ -50,11 +58,18 @@ class ThreadExecutor:
     Does the work in one thread, which waits without a timeout: an idle spool wakes nobody.
 
     It is a daemon thread: a disk that hangs must not keep the process from ending, and what is committed is safe.
+
+    It is told of work only when the reactor's turn is over. Told at once, it would sometimes begin in the middle of the
+    turn, whenever the interpreter changes threads, and would find only a part of what the turn has for it; and until
+    then it would wait for the interpreter, which costs more than to wait for work.
     """
+
+    linger = 0.05
 
     def __init__(self, reactor: IReactorFromThreads) -> None:
         self._reactor = reactor
         self._queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None] | None = None
+        self._turn: list[tuple[Callable[[], Any], Deferred[Any]]] = []
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]:
         """Do ``work`` in the thread, which is started if it is not there."""
@@ -63,13 +78,22 @@ class ThreadExecutor:
             self._queue = SimpleQueue()
             self._thread = Thread(target=self._run, args=(self._queue,), name="commsmgr-spool", daemon=True)
             self._thread.start()
-        self._queue.put((work, done))
+        if not self._turn:
+            self._reactor.callFromThread(self._hand_over)
+        self._turn.append((work, done))
         return done
+
+    def _hand_over(self) -> None:
+        turn, self._turn = self._turn, []
+        for item in turn:
+            assert self._queue is not None
+            self._queue.put(item)
 
     def stop(self) -> Deferred[None]:
         """End the thread after what was handed over."""
         if self._queue is None:
             return succeed(None)
+        self._hand_over()
         queue, self._queue = self._queue, None
         thread = self._thread
         ended: Deferred[None] = Deferred()

@@ -131,7 +131,8 @@ class Outbox:
         Take note of receipts: these entries are not handed out again from now on.
 
         A receipt is never lost while the spool is open: when the disk fails, deletion is tried again until it works,
-        and the Deferred waits. Numbers that are not known are ignored.
+        and the Deferred waits. It also waits a moment for a commit that is made for something else (see
+        :mod:`.store`). Numbers that are not known are ignored.
         """
         wanted = list(seqs)
         job = _Forget(self, wanted)
@@ -191,8 +192,7 @@ class Outbox:
         """Do not hand these out any more, until :meth:`forgotten`."""
         self._receipted.update(seqs)
         for reader in self._readers.values():
-            for seq in seqs:
-                reader.discard(seq)
+            reader.discard(seqs)
 
     def committed(self, entry: Entry) -> None:
         """``entry`` is in the database now."""
@@ -202,7 +202,7 @@ class Outbox:
     def discard(self, seq: int) -> None:
         """The entry is not in the database any more."""
         for reader in self._readers.values():
-            reader.discard(seq)
+            reader.discard([seq])
 
     def forgotten(self, seqs: Iterable[int]) -> None:
         """The deletion of receipted entries is committed, or nobody will try it any more."""
@@ -305,6 +305,7 @@ class _Forget(_OutboxJob):
     __slots__ = ("seqs",)
     essential = True
     persistent = True
+    patient = True
 
     def __init__(self, outbox: Outbox, seqs: list[int]) -> None:
         super().__init__(outbox)

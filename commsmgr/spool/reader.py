@@ -26,7 +26,7 @@ Memory is bounded by :data:`MAX_ENTRIES` and :data:`MAX_BYTES` plus one page and
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from enum import Enum, auto
 from typing import Final
 
@@ -83,13 +83,15 @@ class Reader:
         taken: list[Entry] = []
         ahead = self._ahead
         while ahead and len(taken) < max_count:
-            entry = next(iter(ahead.values()))
-            max_bytes -= len(entry.body)
+            seq, entry = ahead.popitem(last=False)
+            size = len(entry.body)
+            max_bytes -= size
             if max_bytes < 0 and taken:
+                ahead[seq] = entry
+                ahead.move_to_end(seq, last=False)
                 break
-            del ahead[entry.seq]
-            self._ahead_bytes -= len(entry.body)
-            self._taken = entry.seq
+            self._ahead_bytes -= size
+            self._taken = seq
             taken.append(entry)
         if self._position is _Position.BEHIND:
             self._refill()
@@ -151,13 +153,16 @@ class Reader:
             self._cursor = self._taken
             self._refill()
 
-    def discard(self, seq: int) -> None:
-        """The entry need not be handed out any more."""
-        entry = self._ahead.pop(seq, None)
-        if entry is not None:
-            self._ahead_bytes -= len(entry.body)
-            if self._position is _Position.BEHIND:
-                self._refill()
+    def discard(self, seqs: Iterable[int]) -> None:
+        """The entries need not be handed out any more."""
+        if not self._ahead:
+            return
+        for seq in seqs:
+            entry = self._ahead.pop(seq, None)
+            if entry is not None:
+                self._ahead_bytes -= len(entry.body)
+                if self._position is _Position.BEHIND:
+                    self._refill()
 
     def paged(self, generation: int, page: Page) -> None:
         """The page that was asked for."""

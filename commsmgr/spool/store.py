@@ -4,6 +4,10 @@ The reactor's side of the writer: collects jobs, has them done a batch at a time
 One batch is under way at a time. What is handed over meanwhile waits and makes the next batch, so that the slower the
 disk, the larger the batches: one commit and two hops between threads for each, not for each message.
 
+Receipts are patient: they begin no batch at once, but join the next one, and have one of their own only when none has
+come within the executor's ``linger``. An agent that sends a result for each receipt so pays one commit, not two. What a
+receipt names is not sent again meanwhile; only after a crash it is, with the id that the backend knows.
+
 After a batch: the next one is started if there is work for it; then every job's :meth:`Job.settled` is called, in the
 order of the jobs, so that counts and readers follow the order of the database; then listeners and Deferreds are told.
 
@@ -54,12 +58,14 @@ class Job(ABC):
     :ivar persistent: whether it is tried again, before all later jobs, when the disk fails. When only a part of the
         database is damaged or cannot be read later jobs go first, for they may well be done; nothing depends on the
         order but for speed, as the outbox withholds what it has receipts for.
+    :ivar patient: whether it may wait for others to share a commit with, up to :attr:`.Executor.linger`.
     """
 
     __slots__ = ("done",)
     size: int = 0
     essential: bool = False
     persistent: bool = False
+    patient: bool = False
 
     def __init__(self) -> None:
         self.done: Deferred[Any] = Deferred()
@@ -104,6 +110,7 @@ class Store:
         self._busy = False
         self._parked: list[Job] = []
         self._retry: IDelayedCall | None = None
+        self._lingering: IDelayedCall | None = None
         self._wait = 0.0
         self._trouble = ""
         self._closed: Waiters[None] = Waiters()
@@ -131,6 +138,9 @@ class Store:
             if self._retry is not None:
                 self._retry.cancel()
                 self._retry = None
+            if self._lingering is not None:
+                self._lingering.cancel()
+                self._lingering = None
             self._unpark()
             if not self._busy:
                 self._next()
@@ -162,7 +172,10 @@ class Store:
             return fail(refused)
         self._jobs.append(job)
         if not self._busy:
-            self._next()
+            if job.patient and self._executor.linger:
+                self._linger()
+            else:
+                self._next()
         return job.done
 
     def answer(self) -> Deferred[None]:
@@ -173,6 +186,16 @@ class Store:
         if self._jobs:
             self._busy = True
             self._executor(self._batch).addCallback(self._settle)
+
+    def _linger(self) -> None:
+        """Let what waits go with the next batch, or with one of its own before long."""
+        if self._lingering is None:
+            self._lingering = self._reactor.callLater(self._executor.linger, self._lingered)
+
+    def _lingered(self) -> None:
+        self._lingering = None
+        if not self._busy:
+            self._next()
 
     def _batch(self) -> tuple[list[Job], Outcome]:
         """Runs in the executor: whatever has been handed over by now belongs to the batch."""
@@ -209,7 +232,10 @@ class Store:
             # In the same thread, ahead of the next batch, and after the outcome was told.
             self._executor(self._writer.checkpoint)
         if len(self._jobs) > (0 if outcome.partly else len(again)):
-            self._next()
+            if self._state is _State.OPEN and self._executor.linger and all(job.patient for job in self._jobs):
+                self._linger()
+            else:
+                self._next()
         if (self._parked or (again and not self._busy)) and self._retry is None:
             self._wait = min(max(2 * self._wait, RETRY_AFTER), RETRY_LONGEST)
             self._retry = self._reactor.callLater(self._wait, self._try_again)

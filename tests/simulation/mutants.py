@@ -60,9 +60,9 @@ MUTANTS = (
         "forget-on-send",
         "a result is forgotten when it was written to the socket, without a receipt",
         "delivery.py",
-        "                link.send(list(fresh.values()), self._timestamp())\n",
-        "                link.send(list(fresh.values()), self._timestamp())\n"
-        "                self._forget([entry.seq for entry in fresh.values()])\n",
+        "                link.send(fresh, self._timestamp())\n",
+        "                link.send(fresh, self._timestamp())\n"
+        "                self._forget([entry.seq for entry in fresh])\n",
         ("accepted_is_delivered",),
     ),
     Mutant(
@@ -77,8 +77,8 @@ MUTANTS = (
         "order-swap",
         "what is sent together is sent in the opposite order",
         "delivery.py",
-        "link.send(list(fresh.values()), self._timestamp())",
-        "link.send(list(fresh.values())[::-1], self._timestamp())",
+        "link.send(fresh, self._timestamp())",
+        "link.send(fresh[::-1], self._timestamp())",
         ("in_order",),
     ),
     Mutant(

@@ -206,6 +206,8 @@ class Disks:
     A process that dies in between has committed what nobody knows of.
     """
 
+    linger = 0.05
+
     def __init__(self, reactor: ProcessReactor, random: Random) -> None:
         self._reactor = reactor
         self._random = random
