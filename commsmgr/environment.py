@@ -39,7 +39,7 @@ class Environment:
 
     config: Config
     reactor: Any
-    registry: CollectorRegistry
+    registry: CollectorRegistry | None
     handler: CommandHandler | None
     on_push: PushHandler | None
     token: TokenProvider | None

@@ -100,9 +100,18 @@ def check(
     :param token_provider: whether code supplies a token provider, which counts as a source of tokens.
     :raise ConfigError: something is wrong; ``others`` holds what else is.
     """
-    config = _convert(plain(config), source)
+    config = _convert(_said(config) if isinstance(config, Config) else plain(config), source)
     _raise_for(broken(config, environ, token_provider), source)
     return config
+
+
+def _said(config: Config) -> dict[str, Any]:
+    """Return as plain data what ``config`` says; the default sections are right, and all managers may share them."""
+    return {
+        field.name: plain(value)
+        for field in msgspec.structs.fields(Config)
+        if (value := getattr(config, field.name)) is not field.default
+    }
 
 
 def _read(path: str) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import gc
 import os
 import resource
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from itertools import cycle
@@ -200,8 +201,18 @@ def _run_twisted(fleet: Fleet, register: Callable[[int, str], Awaitable[object]]
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred, gatherResults
     from twisted.internet.task import deferLater
+    from twisted.logger import (
+        FilteringLogObserver,
+        LogLevel,
+        LogLevelFilterPredicate,
+        globalLogBeginner,
+        textFileLogObserver,
+    )
 
     outcome: list[Any] = []
+    # Until somebody begins to log, Twisted keeps what is logged.
+    warnings = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(LogLevel.warn)])
+    globalLogBeginner.beginLoggingTo([warnings], redirectStandardIO=False)
 
     def each(function: Callable[[], Coroutine[Any, Any, None]]) -> Awaitable[object]:
         return gatherResults([Deferred.fromCoroutine(function()) for _ in range(AT_ONCE)])

@@ -105,6 +105,26 @@ class GuardedProtocol(WebSocketClientProtocol):
     :param rate: how much may come; shared with the connections before and after this one.
     """
 
+    # autobahn copies its options from the factory into each connection. Here most are the same for all, and stand once.
+    CONFIG_ATTRS = (
+        "maxFramePayloadSize",
+        "maxMessagePayloadSize",
+        "perMessageCompressionAccept",
+        "perMessageCompressionOffers",
+    )
+    version = WebSocketProtocol.DEFAULT_SPEC_VERSION
+    logOctets = logFrames = trackTimings = False
+    utf8validateIncoming = applyMask = maskClientFrames = True
+    acceptMaskedServerFrames = False
+    failByDrop = False
+    echoCloseCodeReason = True
+    tcpNoDelay = True
+    autoFragmentSize = 0
+    openHandshakeTimeout = closeHandshakeTimeout = serverConnectionDropTimeout = 0
+    autoPingInterval = autoPingTimeout = 0
+    autoPingSize = 12
+    autoPingRestartOnAnyTraffic = True
+
     log = _Silence()
     transport: Any  # TCP's or TLS's
     _log = Logger()

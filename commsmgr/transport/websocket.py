@@ -152,18 +152,7 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
         )
         random.setstate(generator)
         limit = settings.max_message_bytes
-        self.setProtocolOptions(
-            openHandshakeTimeout=0,
-            closeHandshakeTimeout=0,
-            serverConnectionDropTimeout=0,
-            autoPingInterval=0,
-            autoPingTimeout=0,
-            failByDrop=False,
-            echoCloseCodeReason=True,
-            tcpNoDelay=True,
-            maxFramePayloadSize=limit,
-            maxMessagePayloadSize=limit,
-        )
+        self.setProtocolOptions(maxFramePayloadSize=limit, maxMessagePayloadSize=limit)
         if settings.compress:
             self.setProtocolOptions(
                 perMessageCompressionOffers=[PerMessageDeflateOffer()],
