@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,17 @@ def check(
 
 def _said(config: Config) -> dict[str, Any]:
     """Return as plain data what ``config`` says; the default sections are right, and all managers may share them."""
+    defaults = _defaults()
     return {
-        field.name: plain(value)
-        for field in msgspec.structs.fields(Config)
-        if (value := getattr(config, field.name)) is not field.default
+        name: plain(value)
+        for name in Config.__struct_fields__
+        if (value := getattr(config, name)) is not defaults.get(name, msgspec.NODEFAULT)
     }
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in msgspec.structs.fields(Config)}
 
 
 def _read(path: str) -> str:

@@ -96,6 +96,15 @@ class _Silence:
     trace = debug = info = warn = error = critical = failure = _nothing
 
 
+class _NoDetails:
+    """Takes the place of what autobahn gathers about each transport, for its log and for nobody here."""
+
+    is_secure = False
+
+    def marshal(self) -> None:
+        pass
+
+
 class GuardedProtocol(WebSocketClientProtocol):
     """
     One WebSocket connection.
@@ -212,6 +221,10 @@ class GuardedProtocol(WebSocketClientProtocol):
 
     def connectionMade(self) -> None:
         self._guarded(super().connectionMade)
+
+    def _connectionMade(self) -> None:
+        self._transport_details = _NO_DETAILS
+        super()._connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._deaf = True
@@ -368,6 +381,9 @@ class GuardedProtocol(WebSocketClientProtocol):
     ) -> None:
         # The other arguments are for fuzzing and for trickling; autobahn leaves them at their defaults.
         self.transport.write(encode_frame(opcode, payload, self._entropy(4), fin=fin, rsv=rsv))
+
+
+_NO_DETAILS: Final = _NoDetails()
 
 
 def encode_frame(opcode: int, payload: bytes, mask: bytes, *, fin: bool = True, rsv: int = 0) -> bytes:
