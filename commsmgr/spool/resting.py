@@ -38,11 +38,13 @@ class _Open(threading.local):
 
     :ivar writers: the one that was used last at the end.
     :ivar source: what an image is read by.
+    :ivar empty: a database with nothing in it, which is lent to writers that have nothing.
     """
 
     def __init__(self) -> None:
         self.writers: dict[RestingWriter, None] = {}
         self.source = sqlite3.connect(":memory:")
+        self.empty: sqlite3.Connection | None = None
 
 
 _open = _Open()
@@ -63,16 +65,25 @@ class RestingWriter(Writer):
 
     def run(self, jobs: Sequence[Work]) -> Outcome:
         """As :meth:`Writer.run`, on a database that was opened for that if need be."""
+        lent: sqlite3.Connection | None = None
         if self._books is None and self._image is not None:
-            db = _awake(self._image)
+            if self._image is _blank():
+                lent, _open.empty = _open.empty or _awake(self._image), None
+            db = lent or _awake(self._image)
             self._books, self._changes = self._opening.books(db), db.total_changes
+        outcome = super().run(jobs)
+        if lent is not None and self._books is not None and self._books.db is lent:
+            if lent.total_changes == self._changes:
+                # Most spools of a fleet never have anything in them.
+                _open.empty, self._books = lent, None
+                return outcome
         opened = _open.writers
         # To the end, whether it was there already or not.
         opened.pop(self, None)
         opened[self] = None
         if len(opened) > OPEN:
             next(iter(opened)).rest()
-        return super().run(jobs)
+        return outcome
 
     def rest(self) -> None:
         """Close the database, and keep what is in it. Not during :meth:`run`."""

@@ -36,7 +36,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from math import isfinite
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from autobahn.twisted.websocket import WebSocketClientFactory
 from autobahn.websocket import USES_NVX
@@ -125,6 +125,14 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
 
     noisy = False
     _log = Logger()
+
+    # What may be set of autobahn's options; the others stand in the protocol.
+    maxFramePayloadSize = maxMessagePayloadSize = 0
+    perMessageCompressionOffers: ClassVar[list[PerMessageDeflateOffer]] = []
+    perMessageCompressionAccept = staticmethod(lambda _: None)
+
+    def resetProtocolOptions(self) -> None:
+        """Nothing is kept for each factory that is the same for all."""
 
     def __init__(
         self,
