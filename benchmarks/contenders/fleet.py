@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from itertools import cycle
 from typing import Any
 from urllib.request import urlopen
@@ -67,8 +67,8 @@ class Fleet:
             for number in numbers:
                 await register(number, next(places))
 
-        # Agents are many objects that live as long as the process: not to be looked through again and again. This is the
-        # first thing that who runs thousands of anything in Python would set, and it is set for all contenders.
+        # Agents are many objects that live as long as the process, and need not be looked through again and again. Who
+        # runs thousands of anything in Python sets this first; here it is set for all contenders.
         gc.set_threshold(20_000, 50, 100)
         gc.collect()
         before, watch = resident(), Watch()

@@ -1,9 +1,9 @@
 """
 A backend for many agents at once: commsmgr.v1 as far as a fleet needs it, on picows.
 
-It acknowledges registrations and results. ``GET /commands`` sends a command to each tenth agent that is registered, and
-``GET /results`` says how many results have come in all. It listens on several addresses of loopback, as each has its own
-room for the ports of clients.
+It acknowledges registrations and results. ``GET /commands`` sends a command to each tenth agent that is registered,
+and ``GET /results`` says how many results have come in all. It listens on several addresses of loopback, as each has
+its own room for the ports of clients.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ and a nonce of its own, so that no pong can count for the wrong connection.
 
 from __future__ import annotations
 
-
 _COUNTER_BYTES = 8
 _MAX_PAYLOAD = 125
 

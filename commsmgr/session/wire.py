@@ -180,9 +180,7 @@ _WITHOUT_ID = frozenset({"oversized", "not-utf8", "not-json", "not-object"})
 def decoder(whole: Config) -> Decoder[FromBackend]:
     """Return what takes messages over WebSocket, within the bounds of the configuration."""
     limits = whole.websocket
-    return _decoder(
-        FromBackend, limits.max_message_bytes, limits.max_depth, whole.messages.unknown_fields == "refuse"
-    )
+    return _decoder(FromBackend, limits.max_message_bytes, limits.max_depth, whole.messages.unknown_fields == "refuse")
 
 
 def reader(type: type[T], whole: Config) -> Reader[T]:

@@ -2,10 +2,10 @@
 The writer of a spool in memory, whose database rests while others are at work.
 
 Theory of operation. An open database takes some 60 kB before anything is in it: SQLite's buffers, the parsed schema,
-the prepared statements. As bytes it takes 12 kB, and an empty one nothing, for all begin as the same bytes. So a process
-that runs thousands of managers, as a simulator does, has :data:`OPEN` databases open at most, those that were used last,
-and the bytes of the others. To open one again takes a quarter of a millisecond, which a process with fewer managers than
-that never pays.
+the prepared statements. As bytes it takes 12 kB, and with nothing in it none, for all begin as the same bytes. So a
+process that runs thousands of managers, as a simulator does, has :data:`OPEN` databases open at most, those that were
+used last, and the bytes of the others. To open one again takes half a millisecond, which a process with fewer managers
+never pays. Those that have nothing yet take turns with a single open one, until one of them writes, and keeps it.
 
 A database rests between two batches only, when no transaction is under way. Spools in memory do their work in one
 thread, the reactor's; should a program have several, each has databases of its own open.
@@ -72,11 +72,10 @@ class RestingWriter(Writer):
             db = lent or _awake(self._image)
             self._books, self._changes = self._opening.books(db), db.total_changes
         outcome = super().run(jobs)
-        if lent is not None and self._books is not None and self._books.db is lent:
-            if lent.total_changes == self._changes:
-                # Most spools of a fleet never have anything in them.
-                _open.empty, self._books = lent, None
-                return outcome
+        if lent is not None and lent.total_changes == self._changes and self._books and self._books.db is lent:
+            # Most spools of a fleet never have anything in them.
+            _open.empty, self._books = lent, None
+            return outcome
         opened = _open.writers
         # To the end, whether it was there already or not.
         opened.pop(self, None)

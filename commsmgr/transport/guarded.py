@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from autobahn.twisted.websocket import WebSocketClientProtocol
 from autobahn.util import encode_truncate
 from autobahn.websocket.protocol import WebSocketProtocol
 from autobahn.websocket.types import ConnectingRequest
@@ -37,6 +36,7 @@ from twisted.python.failure import Failure
 
 from commsmgr.errors import CommsError, PeerViolation, RateExceeded, TransportError
 from commsmgr.policy.rate import TokenBucket
+from commsmgr.transport.bare import BareProtocol
 from commsmgr.transport.handshake import MAX_HEAD_BYTES, SWITCHING_PROTOCOLS, is_interim, read_head, refusal
 
 NO_STATUS: Final = 1005
@@ -83,29 +83,7 @@ class ProtocolOwner(Protocol):
         """There is nothing left to say: the connection must go."""
 
 
-class _Silence:
-    """
-    Takes the place of autobahn's loggers.
-
-    What matters of their lines is said by us, with typed errors, and at level debug they hold the bearer token.
-    """
-
-    def _nothing(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    trace = debug = info = warn = error = critical = failure = _nothing
-
-
-class _NoDetails:
-    """Takes the place of what autobahn gathers about each transport, for its log and for nobody here."""
-
-    is_secure = False
-
-    def marshal(self) -> None:
-        pass
-
-
-class GuardedProtocol(WebSocketClientProtocol):
+class GuardedProtocol(BareProtocol):
     """
     One WebSocket connection.
 
@@ -114,27 +92,6 @@ class GuardedProtocol(WebSocketClientProtocol):
     :param rate: how much may come; shared with the connections before and after this one.
     """
 
-    # autobahn copies its options from the factory into each connection. Here most are the same for all, and stand once.
-    CONFIG_ATTRS = (
-        "maxFramePayloadSize",
-        "maxMessagePayloadSize",
-        "perMessageCompressionAccept",
-        "perMessageCompressionOffers",
-    )
-    version = WebSocketProtocol.DEFAULT_SPEC_VERSION
-    logOctets = logFrames = trackTimings = False
-    utf8validateIncoming = applyMask = maskClientFrames = True
-    acceptMaskedServerFrames = False
-    failByDrop = False
-    echoCloseCodeReason = True
-    tcpNoDelay = True
-    autoFragmentSize = 0
-    openHandshakeTimeout = closeHandshakeTimeout = serverConnectionDropTimeout = 0
-    autoPingInterval = autoPingTimeout = 0
-    autoPingSize = 12
-    autoPingRestartOnAnyTraffic = True
-
-    log = _Silence()
     transport: Any  # TCP's or TLS's
     _log = Logger()
 
@@ -221,10 +178,6 @@ class GuardedProtocol(WebSocketClientProtocol):
 
     def connectionMade(self) -> None:
         self._guarded(super().connectionMade)
-
-    def _connectionMade(self) -> None:
-        self._transport_details = _NO_DETAILS
-        super()._connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._deaf = True
@@ -381,9 +334,6 @@ class GuardedProtocol(WebSocketClientProtocol):
     ) -> None:
         # The other arguments are for fuzzing and for trickling; autobahn leaves them at their defaults.
         self.transport.write(encode_frame(opcode, payload, self._entropy(4), fin=fin, rsv=rsv))
-
-
-_NO_DETAILS: Final = _NoDetails()
 
 
 def encode_frame(opcode: int, payload: bytes, mask: bytes, *, fin: bool = True, rsv: int = 0) -> bytes:

@@ -38,7 +38,9 @@ class TCP:
         # over too early, or never. Ours covers it.
         unlimited: Any = None
         # For an address there is nothing to look up, and no race to be run.
-        kind = TCP4ClientEndpoint if isIPAddress(host) else TCP6ClientEndpoint if isIPv6Address(host) else HostnameEndpoint
+        kind: Any = HostnameEndpoint
+        if isIPAddress(host) or isIPv6Address(host):
+            kind = TCP6ClientEndpoint if ":" in host else TCP4ClientEndpoint
         self._endpoint = kind(reactor, host, port, timeout=unlimited)
         self._host = host
         self._name = name
@@ -49,7 +51,7 @@ class TCP:
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
         try:
-            protocol = await self._endpoint.connect(factory)
+            protocol: IProtocol = await self._endpoint.connect(factory)
         except DNSLookupError:
             unknown = f"the name {self._host} has no address, or the name server did not answer"
             raise ConnectFailed(f"cannot connect to {self._name}: {unknown}") from None

@@ -36,7 +36,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from math import isfinite
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 from autobahn.twisted.websocket import WebSocketClientFactory
 from autobahn.websocket import USES_NVX
@@ -128,7 +128,7 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
 
     # What may be set of autobahn's options; the others stand in the protocol.
     maxFramePayloadSize = maxMessagePayloadSize = 0
-    perMessageCompressionOffers: ClassVar[list[PerMessageDeflateOffer]] = []
+    perMessageCompressionOffers: list[PerMessageDeflateOffer] = []  # noqa: RUF012  # the type is autobahn's
     perMessageCompressionAccept = staticmethod(lambda _: None)
 
     def resetProtocolOptions(self) -> None:
