@@ -152,7 +152,7 @@ class Run:
         listen = config.observe.listen
         self.site = (
             StatusSite(listen, reactor=reactor, registry=env.registry, status=lambda: self.overview.status(None))
-            if listen
+            if listen and env.registry is not None
             else None
         )
         self.metrics.watch(self.overview.queue)

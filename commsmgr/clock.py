@@ -305,4 +305,5 @@ def steady(reactor: Any) -> Any:
     """
     if sys.platform != "linux" or not isinstance(reactor, PosixReactorBase):
         return reactor
-    return _steady.setdefault(reactor, SteadyReactor(reactor))
+    found = _steady.get(reactor)
+    return _steady.setdefault(reactor, SteadyReactor(reactor)) if found is None else found

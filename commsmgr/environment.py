@@ -42,7 +42,7 @@ class Environment(Struct, frozen=True, kw_only=True):
 
     config: Config
     reactor: Any
-    registry: CollectorRegistry
+    registry: CollectorRegistry | None
     handler: CommandHandler | None
     on_push: PushHandler | None
     token: TokenProvider | None

@@ -41,6 +41,7 @@ from commsmgr.transport.http import HTTPResponse
 from commsmgr.waiters import Waiters
 
 _PATH = re.compile("/[!-~]*")
+_RANDOM = SystemRandom()
 
 
 class Manager(MultiService):
@@ -49,7 +50,7 @@ class Manager(MultiService):
 
     :param config: the settings; checked here, so that a mistake shows where it was made.
     :param reactor: the reactor of the embedding program; all but its time is used (:mod:`commsmgr.clock`).
-    :param registry: where the metrics go; a registry of its own by default. Two managers need two.
+    :param registry: where the metrics go, besides the page of ``observe.listen``. Two managers need two.
     :param handler: runs commands; without one, read them from :meth:`commands`.
     :param on_push: takes messages of types that commsmgr does not know.
     :param token: gives the bearer token, instead of ``[auth]``.
@@ -85,7 +86,7 @@ class Manager(MultiService):
         self._environment = Environment(
             config=settings.check(config, environ=environ, token_provider=token is not None),
             reactor=steady(reactor),
-            registry=CollectorRegistry() if registry is None else registry,
+            registry=CollectorRegistry() if registry is None and config.observe.listen else registry,
             handler=handler,
             on_push=on_push,
             token=token,
@@ -93,7 +94,7 @@ class Manager(MultiService):
             redactor=Redactor(config.redaction.patterns, config.redaction.keys) if redactor is None else redactor,
             wall=wall,
             timestamp=Timestamps(wall),
-            random=SystemRandom() if random is None else random,
+            random=_RANDOM if random is None else random,
             executor=executor,
             environ=environ,
         )

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 _IN_BRACKETS = re.compile(r"\[([^\[\]]*)\](?::([0-9]{1,5}))?", re.ASCII)
@@ -80,6 +81,7 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
+@lru_cache(maxsize=256)
 def _network(pattern: str):  # type: ignore[no-untyped-def]  # of either version; ipaddress has no name for both
     try:
         return ip_network(pattern, strict=False)

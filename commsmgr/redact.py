@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, lru_cache
 from time import thread_time
 from typing import Any
 from urllib.parse import quote
@@ -54,7 +54,6 @@ def _form(expression: str) -> re.Pattern[str]:
     return re.compile(expression, re.IGNORECASE | re.ASCII | re.DOTALL)
 
 
-@cache
 def _assignment(name: str, *, bare_colon: bool) -> str:
     """
     ``name=value`` and ``"name": value``; ``name: value`` only where that is not prose ("auth.token: must be …"), as
@@ -96,6 +95,19 @@ def words(name: str) -> tuple[str, ...]:
     return tuple(word.lower() for word in _WORDS.findall(name))
 
 
+@lru_cache(maxsize=16)
+def _known(keys: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]]:
+    """Return names of secrets as they are compared, and the forms of texts with secrets, for all who have such keys."""
+    forms = list(_FORMS)
+    for key in keys:
+        parts = words(key)
+        if parts and parts != ("authorization",):
+            name = "[_-]?".join(map(re.escape, parts))
+            form = _assignment(name, bare_colon=len(parts) > 1 or parts[0] not in _PROSE_NAMES)
+            forms.append((max(parts, key=len), form, rf"\1{MARK}"))
+    return tuple(f" {' '.join(words(key))} " for key in keys), tuple(forms)
+
+
 class Redactor:
     """
     Replaces secrets by ``[redacted]``. Applying it twice changes nothing more, but for patterns that look at what
@@ -119,14 +131,7 @@ class Redactor:
             if wrong := mistake(pattern):
                 raise ConfigError(wrong, key=f"redaction.patterns[{index}]")
             self._patterns.append(Pattern(pattern, seconds))
-        self._keys = [f" {' '.join(words(key))} " for key in keys]
-        self._forms = list(_FORMS)
-        for key in keys:
-            parts = words(key)
-            if parts and parts != ("authorization",):
-                name = "[_-]?".join(map(re.escape, parts))
-                form = _assignment(name, bare_colon=len(parts) > 1 or parts[0] not in _PROSE_NAMES)
-                self._forms.append((max(parts, key=len), form, rf"\1{MARK}"))
+        self._keys, self._forms = _known(tuple(keys))
         self._names: dict[str, bool] = {}
         self._secrets: dict[str, frozenset[str]] = {}
         self._needles: tuple[str, ...] = ()

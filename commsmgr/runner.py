@@ -56,14 +56,16 @@ class CommandRunner:
         self._throttle = LogThrottle(clock.seconds)
         self._metrics = metrics
         self._loops: list[Deferred[None]] = []
+        self._alive = 0
+        self._idle = 0
+        self._started = False
         self._given_up = False
         self.running = 0
 
     def start(self) -> None:
         """Begin to take commands."""
-        self._loops = [
-            Deferred.fromCoroutine(self._loop()).addErrback(self._loop_ended) for _ in range(self._concurrency)
-        ]
+        self._started = True
+        self._begin_loop()
 
     async def stop(self, deadline: float) -> None:
         """
@@ -72,7 +74,8 @@ class CommandRunner:
         A command that is cancelled here has no result: it is reported as interrupted, or offered again, after the next
         start.
         """
-        loops, self._loops = self._loops, []
+        self._started = False
+        loops = self._loops.copy()
 
         def give_up() -> None:
             # A handler may also fail with a CancelledError of its own, and that is an error like any other.
@@ -86,10 +89,25 @@ class CommandRunner:
         if cancel.active():
             cancel.cancel()
 
+    def _begin_loop(self) -> None:
+        """Have somebody wait for a command, unless somebody does, or as many as may be are busy."""
+        if self._started and not self._idle and self._alive < self._concurrency:
+            self._alive += 1
+            loop = Deferred.fromCoroutine(self._loop()).addErrback(self._loop_failed)
+            self._loops.append(loop)
+            # Not at the end of the coroutine: one that never waits would have ended before it was noted here.
+            loop.addCallback(lambda _: self._loop_ended(loop))
+
     async def _loop(self) -> None:
         with suppress(NotRunning, CancelledError):
-            while True:
-                command = await self._next()
+            # One waits; each that begins to run a command leaves another one behind to wait for the next.
+            while not self._idle:
+                self._idle += 1
+                try:
+                    command = await self._next()
+                finally:
+                    self._idle -= 1
+                self._begin_loop()
                 self.running += 1
                 try:
                     await self._run(command)
@@ -111,8 +129,14 @@ class CommandRunner:
                     )
                 await deferLater(self._clock, AGAIN)
 
-    def _loop_ended(self, failure: Failure) -> None:
+    def _loop_failed(self, failure: Failure) -> None:
         self.log.failure("commands are run by one less: a defect", failure, event="commands.failed")
+        self._concurrency -= 1
+        self._begin_loop()
+
+    def _loop_ended(self, loop: Deferred[None]) -> None:
+        self._alive -= 1
+        self._loops.remove(loop)
 
     async def _run(self, command: Command) -> None:
         began = self._clock.seconds()

@@ -15,6 +15,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,24 @@ def check(
     :param token_provider: whether code supplies a token provider, which counts as a source of tokens.
     :raise ConfigError: something is wrong; ``others`` holds what else is.
     """
-    config = _convert(plain(config), source)
+    config = _convert(_said(config) if isinstance(config, Config) else plain(config), source)
     _raise_for(broken(config, environ, token_provider), source)
     return config
+
+
+def _said(config: Config) -> dict[str, Any]:
+    """Return as plain data what ``config`` says; the default sections are right, and all managers may share them."""
+    defaults = _defaults()
+    return {
+        name: plain(value)
+        for name in Config.__struct_fields__
+        if (value := getattr(config, name)) is not defaults.get(name, msgspec.NODEFAULT)
+    }
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in msgspec.structs.fields(Config)}
 
 
 def _read(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from hyperlink import URL
@@ -75,6 +76,7 @@ def is_loopback(host: str) -> bool:
     return (mapped or ip).is_loopback
 
 
+@lru_cache(maxsize=256)  # a manager takes the same few apart a dozen times, and a fleet of them the same few altogether
 def parse(url: str, schemes: tuple[str, ...]) -> Target:
     """
     Take ``url`` apart.

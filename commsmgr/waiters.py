@@ -20,6 +20,8 @@ class Waiters(Generic[T]):
     and ``None`` to the second. Cancelling one takes it off the list and touches no other.
     """
 
+    __slots__ = ("_waiting",)
+
     def __init__(self) -> None:
         self._waiting: list[Deferred[T]] = []
 

@@ -72,7 +72,7 @@ class AlarmTests(SynchronousTestCase):
         def fails(self: object) -> None:
             raise KeyError("bug")
 
-        self.patch(guarded.WebSocketClientProtocol, "consumeData", fails)
+        self.patch(guarded.BareProtocol, "consumeData", fails)
         self.assertRaises(Broken, frames.one, b"\x00\x00" + frame(TEXT, b"hello"))
         self.assertTrue(self.flushLoggedErrors(KeyError))
 

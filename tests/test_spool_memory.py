@@ -20,6 +20,7 @@ from commsmgr.spool import books as books_module
 from commsmgr.spool import inbox as inbox_module
 from commsmgr.spool import reader as reader_module
 from commsmgr.spool.executor import InlineExecutor
+from commsmgr.spool.outbox import _Ask
 
 
 class Gate(InlineExecutor):
@@ -766,9 +767,11 @@ class Model(RuleBasedStateMachine):
         self.world.run()
         assert self.world.outbox.stats.events == len(self.held)
         assert self.world.inbox.open_count == sum(result is None for _, result, _ in self.commands.values())
-        books = self.world.spool._store._writer._books
-        assert books is not None
-        rows = books.db.execute("SELECT seq, id FROM entry ORDER BY seq").fetchall()
+        rows = self.world.get(
+            self.world.outbox._store.submit(
+                _Ask(lambda books: books.db.execute("SELECT seq, id FROM entry ORDER BY seq").fetchall())
+            )
+        )
         assert rows == self.held, (rows, self.held)
 
 

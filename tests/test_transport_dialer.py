@@ -166,7 +166,7 @@ class PlainTests(TestCase):
     def test_factory_that_fails(self) -> None:
         """What goes wrong above the socket comes as ConnectFailed with the words of the cause."""
         with mock.patch("commsmgr.transport.layers.HostnameEndpoint", side_effect=RuntimeError()):
-            connecting = Dialer(reactor, TLS()).endpoint(Target("http", "127.0.0.1", 80, "/"), timeout=5)
+            connecting = Dialer(reactor, TLS()).endpoint(Target("http", "backend.example", 80, "/"), timeout=5)
             error = self.failureResultOf(connecting.connect(client_factory()), ConnectFailed).value
         self.assertIn("RuntimeError", str(error))
 

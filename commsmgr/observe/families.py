@@ -21,11 +21,13 @@ Series: TypeAlias = dict[tuple[str, ...], float]
 class Family:
     """A counter or a gauge: one number for each combination of label values."""
 
+    __slots__ = ("_family", "_labels", "_name", "_text", "values")
+
     def __init__(
         self, family: type[CounterMetricFamily] | type[GaugeMetricFamily], name: str, text: str, *labels: str
     ) -> None:
         self._family = family
-        self._name = f"commsmgr_{name}"
+        self._name = name
         self._text = text
         self._labels = labels
         self.values: Series = {}
@@ -37,7 +39,7 @@ class Family:
         values[key] = values.get(key, 0) + amount
 
     def collect(self, values: Series | None = None) -> Metric:
-        family = self._family(self._name, self._text, labels=self._labels)
+        family = self._family(f"commsmgr_{self._name}", self._text, labels=self._labels)
         # A copy, because another thread may scrape while the reactor's counts.
         for key, value in (self.values.copy() if values is None else values).items():
             family.add_metric(key, value)
@@ -48,7 +50,7 @@ class Histogram:
     """Durations in seconds: per combination of label values the count of each bucket, the last one without bound."""
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...], *labels: str) -> None:
-        self._name = f"commsmgr_{name}"
+        self._name = name
         self._text = text
         self._bounds = bounds
         self._labels = labels
@@ -66,7 +68,7 @@ class Histogram:
         self._counts[key][bisect_left(self._bounds, seconds)] += 1
 
     def collect(self) -> Metric:
-        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        family = HistogramMetricFamily(f"commsmgr_{self._name}", self._text, labels=self._labels)
         for key, counts in self._counts.copy().items():
             total = 0
             buckets: list[tuple[str, float]] = []

@@ -97,12 +97,13 @@ class Metrics:
     """
     Counts what happens, and shows it to ``registry``. The methods are named for what happened.
 
-    :param registry: the embedding agent's, or one of the manager's own; never the global one by default.
+    :param registry: the embedding agent's, or one of the manager's own; never the global one by default. None: nobody
+        is shown anything.
     :param seconds: the time as seconds since the epoch.
     :raise ConfigError: the registry already shows another manager.
     """
 
-    def __init__(self, registry: CollectorRegistry, *, seconds: Callable[[], float]) -> None:
+    def __init__(self, registry: CollectorRegistry | None, *, seconds: Callable[[], float]) -> None:
         self._registry = registry
         self._seconds = seconds
         self._queue: Callable[[], QueueStatus] | None = None
@@ -160,7 +161,8 @@ class Metrics:
             self._commands,
         )
         try:
-            registry.register(self)
+            if registry is not None:
+                registry.register(self)
         except ValueError:
             raise ConfigError(
                 "this Prometheus registry already shows a commsmgr manager: give each manager its own "
@@ -169,8 +171,9 @@ class Metrics:
 
     def remove(self) -> None:
         """Show nothing more, so that another instance can be registered. Calling it again does nothing."""
-        with suppress(KeyError):
-            self._registry.unregister(self)
+        if self._registry is not None:
+            with suppress(KeyError):
+                self._registry.unregister(self)
 
     # -- what the manager says when it starts
 

@@ -13,6 +13,8 @@ class LogThrottle:
     :param interval: seconds between two lines of the same reason.
     """
 
+    __slots__ = ("_bursts", "_interval", "_seconds")
+
     _MOST_REASONS = 64
 
     def __init__(self, seconds: Callable[[], float], interval: float = 10.0) -> None:

@@ -17,8 +17,6 @@ and a nonce of its own, so that no pong can count for the wrong connection.
 
 from __future__ import annotations
 
-from collections import deque
-
 _COUNTER_BYTES = 8
 _MAX_PAYLOAD = 125
 
@@ -43,7 +41,8 @@ class Barrier:
         self._last_ping = 0
         self._unpinged: list[int] = []
         self._unpinged_bytes = 0
-        self._batches: deque[tuple[int, list[int]]] = deque()
+        # Few; and an empty deque would be the largest part of a link that is idle.
+        self._batches: list[tuple[int, list[int]]] = []
         self.strays = 0
 
     @property
@@ -95,5 +94,5 @@ class Barrier:
             return None
         receipted: list[int] = []
         while self._batches and self._batches[0][0] <= counter:
-            receipted += self._batches.popleft()[1]
+            receipted += self._batches.pop(0)[1]
         return receipted

@@ -10,6 +10,7 @@ mistake but a push, from a known one with wrong fields.
 from __future__ import annotations
 
 import hashlib
+from functools import cache, lru_cache
 from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import msgspec
@@ -68,7 +69,7 @@ class Reader(Generic[T]):
 
     def __init__(self, type: type[T], *, max_bytes: int, max_depth: int, refuse_unknown: bool = False) -> None:
         self._decoder = msgspec.json.Decoder(type)
-        self._form = Form(type)
+        self._form = _form(type)
         self._max_bytes = max_bytes
         self._max_depth = max_depth
         self._refuse_unknown = refuse_unknown
@@ -107,7 +108,7 @@ class Decoder(Generic[M_co]):
 
     def __init__(self, union: object, *, max_bytes: int, max_depth: int, refuse_unknown: bool = False) -> None:
         self._union: msgspec.json.Decoder[Any] = msgspec.json.Decoder(union)
-        self._forms = {struct: Form(struct) for struct in get_args(union)}
+        self._forms = {struct: _form(struct) for struct in get_args(union)}
         self._types = frozenset(struct.__struct_config__.tag for struct in self._forms)
         self._max_bytes = max_bytes
         self._max_depth = max_depth
@@ -115,7 +116,7 @@ class Decoder(Generic[M_co]):
 
     def narrowed(self, union: object) -> Decoder[M_co]:
         """Return a decoder with the same limits that knows only ``union``, a part of what this one knows."""
-        return Decoder(union, max_bytes=self._max_bytes, max_depth=self._max_depth, refuse_unknown=self._refuse_unknown)
+        return _decoder(union, self._max_bytes, self._max_depth, self._refuse_unknown)
 
     def decode(self, payload: bytes, is_text: bool) -> M_co | Push:
         """
@@ -178,22 +179,29 @@ _WITHOUT_ID = frozenset({"oversized", "not-utf8", "not-json", "not-object"})
 
 def decoder(whole: Config) -> Decoder[FromBackend]:
     """Return what takes messages over WebSocket, within the bounds of the configuration."""
-    return Decoder(
-        FromBackend,
-        max_bytes=whole.websocket.max_message_bytes,
-        max_depth=whole.websocket.max_depth,
-        refuse_unknown=whole.messages.unknown_fields == "refuse",
-    )
+    limits = whole.websocket
+    return _decoder(FromBackend, limits.max_message_bytes, limits.max_depth, whole.messages.unknown_fields == "refuse")
 
 
 def reader(type: type[T], whole: Config) -> Reader[T]:
     """Return what reads bodies of answers over HTTP, within the same bounds as messages over WebSocket."""
-    return Reader(
-        type,
-        max_bytes=whole.http.max_response_bytes,
-        max_depth=whole.websocket.max_depth,
-        refuse_unknown=whole.messages.unknown_fields == "refuse",
-    )
+    refuse_unknown = whole.messages.unknown_fields == "refuse"
+    return _reader(type, whole.http.max_response_bytes, whole.websocket.max_depth, refuse_unknown)
+
+
+# None of these changes once it is made, and to look at the types takes milliseconds: all managers of a process, and all
+# connections, share them.
+_form = cache(Form)
+
+
+@lru_cache(maxsize=64)
+def _decoder(union: object, max_bytes: int, max_depth: int, refuse_unknown: bool) -> Decoder[Any]:
+    return Decoder(union, max_bytes=max_bytes, max_depth=max_depth, refuse_unknown=refuse_unknown)
+
+
+@lru_cache(maxsize=64)
+def _reader(type: type[T], max_bytes: int, max_depth: int, refuse_unknown: bool) -> Reader[T]:
+    return Reader(type, max_bytes=max_bytes, max_depth=max_depth, refuse_unknown=refuse_unknown)
 
 
 class _OldResult(Struct):

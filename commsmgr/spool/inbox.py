@@ -65,6 +65,8 @@ class Inbox:
         self._outbox = outbox
         self._store: Store
         self._told: set[int] = set()
+        self._may_have_finished = True
+        self._completed = 0
 
     def attach(self, store: Store) -> None:
         """Use ``store``; called once, by the spool."""
@@ -111,6 +113,8 @@ class Inbox:
             return fail(refusal)
         now = float(self._wall())
         expires_at = None if ttl is None else now + ttl
+        self._may_have_finished = True
+        self._completed += 1
         job = Complete(self._outbox, key, command_id, status, result_id, body, now, expires_at, self._told)
         return self._store.submit(job)
 
@@ -126,13 +130,19 @@ class Inbox:
         return Deferred.fromCoroutine(self._forget_finished())
 
     async def _forget_finished(self) -> int:
+        if not self._may_have_finished:
+            return 0
         total, more = 0, True
         while more:
             before = self._wall() - self._settings.remember_commands
             count: int = await self._store.submit(ForgetFinished(before, SLICE))
             total += count
             more = count == SLICE
-        surplus: int = await self._store.submit(CountFinished()) - MAX_FINISHED
+        completed = self._completed
+        left: int = await self._store.submit(CountFinished())
+        # An idle spool is not looked into again and again.
+        self._may_have_finished = left > 0 or self._completed != completed
+        surplus = left - MAX_FINISHED
         while surplus > 0:
             count = await self._store.submit(ForgetFinished(math.inf, min(surplus, SLICE)))
             if not count:
@@ -157,6 +167,7 @@ class Inbox:
     def stop(self) -> None:
         """The spool is closed."""
         self._told.clear()
+        self._may_have_finished = True
 
     def after_batch(self, outcome: Outcome) -> None:
         """Take over the totals."""

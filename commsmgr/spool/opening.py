@@ -83,7 +83,7 @@ class Opening:
                     _read(db)
                     self._prepare(db, self._synchronous)
                     self._correct(db)
-                    books = self._books(db, damaged=False)
+                    books = self.books(db, damaged=False)
                     self._catch_up(books)
                     doubtful.pop_all()
                     return books
@@ -179,7 +179,7 @@ class Opening:
         db = sqlite3.connect(path, isolation_level=None, timeout=0)
         try:
             self._prepare(db, synchronous)
-            return self._books(db, damaged=damaged)
+            return self.books(db, damaged=damaged)
         except BaseException:
             _close(db)
             raise
@@ -187,7 +187,8 @@ class Opening:
     def _prepare(self, db: sqlite3.Connection, synchronous: str) -> None:
         prepare(db, synchronous=synchronous, in_memory=self._in_memory)
 
-    def _books(self, db: sqlite3.Connection, *, damaged: bool) -> Books:
+    def books(self, db: sqlite3.Connection, *, damaged: bool = False) -> Books:
+        """Return the books in a database that is ready."""
         quarter = self._settings.max_bytes // 4
         return Books(
             db,

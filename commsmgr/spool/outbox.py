@@ -162,7 +162,8 @@ class Outbox:
         return Deferred.fromCoroutine(self._expire())
 
     async def _expire(self) -> int:
-        total, more = 0, True
+        # What is being put just now is not over its time yet.
+        total, more = 0, bool(self.stats.events or self.stats.states)
         while more:
             now = self._wall()
             oldest = now - self._settings.max_age if self._settings.max_age else None

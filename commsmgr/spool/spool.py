@@ -16,6 +16,7 @@ from commsmgr.spool.losses import Losses
 from commsmgr.spool.outbox import Outbox
 from commsmgr.spool.records import Opened, StoredCommand
 from commsmgr.spool.replacing import SetAside
+from commsmgr.spool.resting import RestingWriter
 from commsmgr.spool.store import Store
 from commsmgr.spool.writer import Outcome, Writer
 
@@ -41,15 +42,16 @@ class Spool:
         wall: Callable[[], float],
         executor: Executor | None = None,
     ) -> None:
+        in_memory = settings.durability == "memory"
         if executor is None:
-            in_memory = settings.durability == "memory"
             executor = InlineExecutor(reactor) if in_memory else ThreadExecutor(cast(IReactorFromThreads, reactor))
+        writer = (RestingWriter if in_memory else Writer)(settings, wall)
         self.trouble = ""
         self.on_resurfaced: Callable[[Opened], object] | None = None
         self.outbox = Outbox(settings, wall)
         self.inbox = Inbox(settings, wall, self.outbox)
         self.losses = Losses(wall)
-        self._store = Store(Writer(settings, wall), executor, reactor, self._after_batch)
+        self._store = Store(writer, executor, reactor, self._after_batch)
         self.outbox.attach(self._store)
         self.inbox.attach(self._store)
         self.losses.attach(self._store)

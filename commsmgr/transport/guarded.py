@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from autobahn.twisted.websocket import WebSocketClientProtocol
 from autobahn.util import encode_truncate
 from autobahn.websocket.protocol import WebSocketProtocol
 from autobahn.websocket.types import ConnectingRequest
@@ -37,6 +36,7 @@ from twisted.python.failure import Failure
 
 from commsmgr.errors import CommsError, PeerViolation, RateExceeded, TransportError
 from commsmgr.policy.rate import TokenBucket
+from commsmgr.transport.bare import BareProtocol
 from commsmgr.transport.handshake import MAX_HEAD_BYTES, SWITCHING_PROTOCOLS, is_interim, read_head, refusal
 
 NO_STATUS: Final = 1005
@@ -83,20 +83,7 @@ class ProtocolOwner(Protocol):
         """There is nothing left to say: the connection must go."""
 
 
-class _Silence:
-    """
-    Takes the place of autobahn's loggers.
-
-    What matters of their lines is said by us, with typed errors, and at level debug they hold the bearer token.
-    """
-
-    def _nothing(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    trace = debug = info = warn = error = critical = failure = _nothing
-
-
-class GuardedProtocol(WebSocketClientProtocol):
+class GuardedProtocol(BareProtocol):
     """
     One WebSocket connection.
 
@@ -105,7 +92,6 @@ class GuardedProtocol(WebSocketClientProtocol):
     :param rate: how much may come; shared with the connections before and after this one.
     """
 
-    log = _Silence()
     transport: Any  # TCP's or TLS's
     _log = Logger()
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from zope.interface import implementer
@@ -36,7 +37,11 @@ class TCP:
         # Without a timeout of its own, which would be kept by the reactor's clock, and that can be set: it would be
         # over too early, or never. Ours covers it.
         unlimited: Any = None
-        self._endpoint = HostnameEndpoint(reactor, host, port, timeout=unlimited)
+        # For an address there is nothing to look up, and no race to be run.
+        kind: Any = HostnameEndpoint
+        if isIPAddress(host) or isIPv6Address(host):
+            kind = TCP6ClientEndpoint if ":" in host else TCP4ClientEndpoint
+        self._endpoint = kind(reactor, host, port, timeout=unlimited)
         self._host = host
         self._name = name
 
@@ -46,7 +51,7 @@ class TCP:
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
         try:
-            protocol = await self._endpoint.connect(factory)
+            protocol: IProtocol = await self._endpoint.connect(factory)
         except DNSLookupError:
             unknown = f"the name {self._host} has no address, or the name server did not answer"
             raise ConnectFailed(f"cannot connect to {self._name}: {unknown}") from None

@@ -126,6 +126,14 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
     noisy = False
     _log = Logger()
 
+    # What may be set of autobahn's options; the others stand in the protocol.
+    maxFramePayloadSize = maxMessagePayloadSize = 0
+    perMessageCompressionOffers: list[PerMessageDeflateOffer] = []  # noqa: RUF012  # the type is autobahn's
+    perMessageCompressionAccept = staticmethod(lambda _: None)
+
+    def resetProtocolOptions(self) -> None:
+        """Nothing is kept for each factory that is the same for all."""
+
     def __init__(
         self,
         reactor: IReactorTime,
@@ -152,18 +160,7 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
         )
         random.setstate(generator)
         limit = settings.max_message_bytes
-        self.setProtocolOptions(
-            openHandshakeTimeout=0,
-            closeHandshakeTimeout=0,
-            serverConnectionDropTimeout=0,
-            autoPingInterval=0,
-            autoPingTimeout=0,
-            failByDrop=False,
-            echoCloseCodeReason=True,
-            tcpNoDelay=True,
-            maxFramePayloadSize=limit,
-            maxMessagePayloadSize=limit,
-        )
+        self.setProtocolOptions(maxFramePayloadSize=limit, maxMessagePayloadSize=limit)
         if settings.compress:
             self.setProtocolOptions(
                 perMessageCompressionOffers=[PerMessageDeflateOffer()],

@@ -155,8 +155,8 @@ MUTANTS = (
         "barrier-too-generous",
         "a pong is taken as the receipt for what was sent after its ping as well",
         "session/barrier.py",
-        "            receipted += self._batches.popleft()[1]\n        return receipted",
-        "            receipted += self._batches.popleft()[1]\n"
+        "            receipted += self._batches.pop(0)[1]\n        return receipted",
+        "            receipted += self._batches.pop(0)[1]\n"
         "        receipted += self._unpinged\n        self._unpinged = []\n        return receipted",
         ("accepted_is_delivered",),
     ),
