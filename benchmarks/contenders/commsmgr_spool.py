@@ -27,7 +27,7 @@ RECEIPTS = 100
 
 
 def run(operations: int, size: int, batch: int) -> Sample:
-    """Put ``operations`` events of ``size`` bytes: ``batch`` of them, and the next ones once all of these are durable."""
+    """Put ``operations`` events of ``size`` bytes: ``batch`` of them, and the next once all of these are durable."""
 
     async def work() -> Sample:
         spool, watch = _spool(), Watch()
@@ -149,15 +149,24 @@ def _spool() -> Spool:
 
 async def _put(spool: Spool, count: int, size: int, batch: int) -> None:
     """Put ``count`` events, ``batch`` of them and the next ones when all of these are durable."""
-    put, body = spool.outbox.put, b"r" * size
+    body = b"r" * size
     for done in range(0, count, batch):
-        puts = [
-            put(lane=Lane.EVENT, kind="command_result", id=f"{number:032x}", body=body)
-            for number in range(done, min(done + batch, count))
-        ]
-        # What was handed over before fires before, and one that fails raises.
-        for each in puts:
-            await each
+        await _put_together(spool, range(done, min(done + batch, count)), body)
+
+
+def _put_together(spool: Spool, numbers: range, body: bytes) -> Deferred[None]:
+    put, outstanding, all_durable = spool.outbox.put, len(numbers), Deferred[None]()
+
+    def durable(_: int) -> None:
+        nonlocal outstanding
+        outstanding -= 1
+        if not outstanding:
+            all_durable.callback(None)
+
+    for number in numbers:
+        accepted = put(lane=Lane.EVENT, kind="command_result", id=f"{number:032x}", body=body)
+        accepted.addCallbacks(durable, all_durable.errback)
+    return all_durable
 
 
 def _in_reactor(work: Callable[[], Coroutine[Deferred[Any], Any, Sample]]) -> Sample:
