@@ -316,6 +316,46 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(world.outbox.stats.oldest_event_at, 1000.0)
         world.get(world.outbox.forget([seq]))
         self.assertEqual(world.outbox.stats.oldest_event_at, 1007.0)
+        world.get(world.outbox.forget([seq + 1]))
+        self.assertIsNone(world.outbox.stats.oldest_event_at)
+        world.clock.advance(1)
+        later = [world.event(name) for name in "cd"]
+        self.assertEqual((world.get(later[1]), world.outbox.stats.oldest_event_at), (seq + 3, 1008.0))
+        world.get(world.outbox.bury(seq + 2, "rejected"))
+        self.assertEqual(world.outbox.stats.oldest_event_at, 1008.0)
+
+    def test_one_batch_sees_itself(self) -> None:
+        """Whatever a job reads or removes includes what the jobs before it in the batch have added, however many."""
+        for count in (1, 9, 10, 11, 25):
+            world = self.world()
+            added = [world.event(f"e{n}", b"xy") for n in range(count)]
+            if count % 2:
+                buried = world.outbox.bury(count, "rejected")
+                forgotten = world.outbox.forget(range(1, count))
+            else:
+                forgotten = world.outbox.forget(range(1, count))
+                buried = world.outbox.bury(count, "rejected")
+            last = world.event("last", b"xyz")
+            world.run()
+            self.assertEqual([world.get(each) for each in added], list(range(1, count + 1)))
+            self.assertEqual([world.get(each) for each in (buried, forgotten, last)], [None, None, count + 1])
+            world.events.rewind()
+            world.run()
+            self.assertEqual([entry.id for entry in world.events.take(100, 1000)], ["last"])
+            stats = world.outbox.stats
+            self.assertEqual((stats.events, stats.event_bytes, stats.dead_letters), (1, 3, 1))
+            self.assertEqual([letter.id for letter in world.get(world.outbox.dead_letters(2))], [f"e{count - 1}"])
+
+    def test_receipts_with_gaps(self) -> None:
+        """Receipts may come in any order, twice, and for what is not there: just these entries go, and are counted."""
+        world = self.world()
+        for n in range(1, 13):
+            world.event(f"e{n}", b"x" * n)
+        world.run()
+        world.get(world.outbox.forget([2, 3, 4, 9, 8, 4, 12, 13, 14, 6]))
+        world.get(world.outbox.forget([3, 5, 6]))
+        self.assertEqual([entry.id for entry in world.events.take(100, 1000)], ["e1", "e7", "e10", "e11"])
+        self.assertEqual((world.outbox.stats.events, world.outbox.stats.event_bytes), (4, 29))
 
 
 class ReaderTests(SynchronousTestCase):

@@ -23,7 +23,8 @@ from twisted.logger import Logger
 
 from commsmgr import config
 from commsmgr.spool import ballast, files, layout, totals
-from commsmgr.spool.books import Books, write_counter
+from commsmgr.spool.books import Books
+from commsmgr.spool.counter import write_counter
 from commsmgr.spool.faults import is_torn, torn
 from commsmgr.spool.records import MAX_NUMBER, Lane, first_seq
 from commsmgr.spool.replacing import ENDINGS, Replacement, SetAside
@@ -230,7 +231,7 @@ def _last(db: sqlite3.Connection, lane: Lane, table: str) -> int:
 
 def disconnect(books: Books) -> None:
     """Close the database. Never fails: what is committed is safe."""
-    _close(books.db)
+    _close(books.unflushed)
 
 
 def _close(db: sqlite3.Connection) -> None:

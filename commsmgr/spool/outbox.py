@@ -18,7 +18,8 @@ from twisted.python.failure import Failure
 
 from commsmgr import config
 from commsmgr.errors import InvalidMessage, NotRunning, QueueFull, SpoolWriteFailed
-from commsmgr.spool.books import Books, Counter, Gone, Page
+from commsmgr.spool.books import Books, Gone, Page
+from commsmgr.spool.counter import Counter
 from commsmgr.spool.reader import Reader
 from commsmgr.spool.records import DeadLetter, Entry, Lane, OutboxStats
 from commsmgr.spool.store import Job, Store

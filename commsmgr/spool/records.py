@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from enum import IntEnum, StrEnum
 from typing import Annotated, Final, TypeAlias
 from zlib import crc32
@@ -53,6 +54,20 @@ def first_seq(lane: int) -> int:
 def lane_of(seq: int) -> Lane:
     """Return the lane that the entry ``seq`` is in, also of a number that is none, as a damaged row may have."""
     return Lane.EVENT if seq < first_seq(Lane.STATE) else Lane.STATE
+
+
+def runs(seqs: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last of each run of numbers without a gap: receipts come in the order of the entries."""
+    first = last = None
+    for seq in seqs:
+        if last is not None and first is not None:
+            if seq == last + 1:
+                last = seq
+                continue
+            yield first, last
+        first = last = seq
+    if first is not None and last is not None:
+        yield first, last
 
 
 class Entry(Struct, frozen=True):

@@ -37,7 +37,8 @@ from typing import Any, Final
 
 from twisted.logger import Logger
 
-from commsmgr.spool.books import Books, Counter
+from commsmgr.spool.books import Books
+from commsmgr.spool.counter import Counter
 from commsmgr.spool.image import UNREADABLE, Image
 from commsmgr.spool.lossbook import reported
 from commsmgr.spool.records import (

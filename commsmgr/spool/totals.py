@@ -6,7 +6,7 @@ import sqlite3
 from typing import Any, Final
 
 from commsmgr.spool import lossbook
-from commsmgr.spool.books import Counter, is_plausible
+from commsmgr.spool.counter import Counter, is_plausible
 from commsmgr.spool.faults import torn
 from commsmgr.spool.records import LEAP, MAX_NUMBER, Lane, first_seq
 

@@ -47,7 +47,8 @@ from commsmgr import config
 from commsmgr.errors import CommsError, SpoolError, SpoolLocked, SpoolUnusable, SpoolWriteFailed
 from commsmgr.spool import ballast, directory, files
 from commsmgr.spool.ballast import Ballast
-from commsmgr.spool.books import Books, Counter
+from commsmgr.spool.books import Books
+from commsmgr.spool.counter import Counter
 from commsmgr.spool.faults import code, is_full, is_torn, is_trouble, is_unreadable
 from commsmgr.spool.opening import Opening, disconnect
 from commsmgr.spool.presence import Presence
@@ -297,8 +298,7 @@ class Writer:
         if self._books is None:
             self._books = self._connect()
             self._reopened = True
-        books = self._books
-        db = books.db
+        books, db = self._books, self._books.unflushed
         self._nothing_new = books.nothing_new = self._why_nothing_new()
         changes = db.total_changes
         db.execute("BEGIN IMMEDIATE")
@@ -312,7 +312,7 @@ class Writer:
                     size += job.size
                 except CommsError:
                     results.append(Failure())
-            changed = db.total_changes - changes
+            changed = books.db.total_changes - changes
             if changed:
                 self._attempted = books.write_counter()
             # Once a read has met damage SQLite commits this transaction no more, though there be nothing to commit.

@@ -17,7 +17,7 @@ from typing import Any, Final
 from msgspec import Struct, structs
 
 from commsmgr.spool import ballast, files, lossbook
-from commsmgr.spool.books import read_counter
+from commsmgr.spool.counter import read_counter
 from commsmgr.spool.faults import is_torn
 from commsmgr.spool.records import Lane, command_checksum, entry_checksum, first_seq
 from commsmgr.spool.totals import NEXT, TOTALS, recount
