@@ -20,7 +20,7 @@ from commsmgr.spool import books as books_module
 from commsmgr.spool import inbox as inbox_module
 from commsmgr.spool import reader as reader_module
 from commsmgr.spool.executor import InlineExecutor
-from commsmgr.spool.outbox import _Ask
+from commsmgr.spool.outbox_jobs import Ask
 
 
 class Gate(InlineExecutor):
@@ -809,7 +809,7 @@ class Model(RuleBasedStateMachine):
         assert self.world.inbox.open_count == sum(result is None for _, result, _ in self.commands.values())
         rows = self.world.get(
             self.world.outbox._store.submit(
-                _Ask(lambda books: books.db.execute("SELECT seq, id FROM entry ORDER BY seq").fetchall())
+                Ask(lambda books: books.db.execute("SELECT seq, id FROM entry ORDER BY seq").fetchall())
             )
         )
         assert rows == self.held, (rows, self.held)

@@ -10,7 +10,6 @@ state is replaced by the next of its key besides.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -18,11 +17,12 @@ from twisted.python.failure import Failure
 
 from commsmgr import config
 from commsmgr.errors import InvalidMessage, NotRunning, QueueFull, SpoolWriteFailed
-from commsmgr.spool.books import Books, Gone, Page
+from commsmgr.spool import outbox_jobs
+from commsmgr.spool.books import Gone
 from commsmgr.spool.counter import Counter
 from commsmgr.spool.reader import Reader
 from commsmgr.spool.records import DeadLetter, Entry, Lane, OutboxStats
-from commsmgr.spool.store import Job, Store
+from commsmgr.spool.store import Store
 from commsmgr.spool.writer import Outcome
 
 
@@ -73,10 +73,10 @@ class Outbox:
         accepted_at = float(self._wall())
         expires_at = None if ttl is None else accepted_at + ttl
         if lane is Lane.STATE:
-            return self._store.submit(_PutState(self, kind, id, body, accepted_at, expires_at, key))
+            return self._store.submit(outbox_jobs.PutState(self, kind, id, body, accepted_at, expires_at, key))
         if (refusal := self.refusal(len(body))) is not None:
             return fail(refusal)
-        return self._store.submit(_PutEvent(self, kind, id, body, accepted_at, expires_at))
+        return self._store.submit(outbox_jobs.PutEvent(self, kind, id, body, accepted_at, expires_at))
 
     def refusal(self, size: int, counter: Counter | None = None) -> QueueFull | None:
         """
@@ -136,7 +136,7 @@ class Outbox:
         :mod:`.store`). Numbers that are not known are ignored.
         """
         wanted = list(seqs)
-        job = _Forget(self, wanted)
+        job = outbox_jobs.Forget(self, wanted)
         self._withhold(wanted)
         return self._store.submit(job)
 
@@ -149,7 +149,7 @@ class Outbox:
         :param reason: kept with it. Counted under its part before the first colon, which should be one of a few words.
         """
         self._withhold([seq])
-        return self._store.submit(_Bury(self, seq, reason, self._wall()))
+        return self._store.submit(outbox_jobs.Bury(self, seq, reason, self._wall()))
 
     def expire(self) -> Deferred[int]:
         """
@@ -169,13 +169,13 @@ class Outbox:
             now = self._wall()
             oldest = now - self._settings.max_age if self._settings.max_age else None
             gone: list[Gone]
-            gone, more = await self._store.submit(_Expire(self, now, oldest))
+            gone, more = await self._store.submit(outbox_jobs.Expire(self, now, oldest))
             total += len(gone)
         return total
 
     def dead_letters(self, limit: int) -> Deferred[list[DeadLetter]]:
         """Return the latest dead letters, at most ``limit``, the latest first."""
-        return self._store.submit(_Ask(lambda books: books.dead_letters(limit)))
+        return self._store.submit(outbox_jobs.Ask(lambda books: books.dead_letters(limit)))
 
     # -- for the spool and for jobs
 
@@ -239,164 +239,9 @@ class Outbox:
                     self.log.failure("A listener of the outbox failed.", event="spool.listener-failed")
 
     def _fetch(self, lane: Lane, after: int, generation: int) -> None:
-        self._store.submit(_Fetch(self, lane, after, generation, self._wall())).addErrback(self._not_fetched)
+        self._store.submit(outbox_jobs.Fetch(self, lane, after, generation, self._wall())).addErrback(self._not_fetched)
 
     def _not_fetched(self, failure: Failure) -> None:
         # Of a disk that fails the writer tells; the next look at the lane asks again.
         if not isinstance(failure.value, NotRunning | SpoolWriteFailed):
             self.log.failure("A page of the outbox could not be read.", failure=failure, event="spool.read-failed")
-
-
-class _OutboxJob(Job):
-    __slots__ = ("outbox",)
-
-    def __init__(self, outbox: Outbox) -> None:
-        super().__init__()
-        self.outbox = outbox
-
-
-class _PutEvent(_OutboxJob):
-    __slots__ = ("accepted_at", "body", "expires_at", "id", "kind", "size")
-
-    def __init__(
-        self, outbox: Outbox, kind: str, id: str, body: bytes, accepted_at: float, expires_at: float | None
-    ) -> None:
-        super().__init__(outbox)
-        self.kind, self.id, self.body = kind, id, body
-        self.accepted_at, self.expires_at = accepted_at, expires_at
-        self.size = len(body)
-        outbox.reserve(self.size)
-
-    def work(self, books: Books) -> Entry:
-        self.outbox.require_room(self.size, books.counter)
-        return books.add_event(self.kind, self.id, self.body, self.accepted_at, self.expires_at)
-
-    def settled(self, result: Any) -> Any:
-        self.outbox.release(self.size)
-        if isinstance(result, Failure):
-            return result
-        self.outbox.committed(result)
-        return result.seq
-
-
-class _PutState(_OutboxJob):
-    __slots__ = ("accepted_at", "body", "expires_at", "id", "key", "kind", "size")
-
-    def __init__(
-        self, outbox: Outbox, kind: str, id: str, body: bytes, accepted_at: float, expires_at: float | None, key: str
-    ) -> None:
-        super().__init__(outbox)
-        self.kind, self.id, self.body, self.key = kind, id, body, key
-        self.accepted_at, self.expires_at = accepted_at, expires_at
-        self.size = len(body)
-
-    def work(self, books: Books) -> tuple[Entry, int | None]:
-        return books.set_state(self.kind, self.id, self.body, self.accepted_at, self.expires_at, self.key)
-
-    def settled(self, result: Any) -> Any:
-        if isinstance(result, Failure):
-            return result
-        entry, older = result
-        if older is not None:
-            self.outbox.discard(older)
-        self.outbox.committed(entry)
-        return entry.seq
-
-
-class _Forget(_OutboxJob):
-    __slots__ = ("seqs",)
-    essential = True
-    persistent = True
-    patient = True
-
-    def __init__(self, outbox: Outbox, seqs: list[int]) -> None:
-        super().__init__(outbox)
-        self.seqs = seqs
-
-    def work(self, books: Books) -> None:
-        books.delete(self.seqs)
-
-    def settled(self, result: Any) -> Any:
-        self.outbox.forgotten(self.seqs)
-        return result
-
-
-class _Bury(_OutboxJob):
-    __slots__ = ("now", "reason", "seq")
-    essential = True
-    persistent = True
-
-    def __init__(self, outbox: Outbox, seq: int, reason: str, now: float) -> None:
-        super().__init__(outbox)
-        self.seq, self.reason, self.now = seq, reason, now
-
-    def work(self, books: Books) -> list[Gone]:
-        return books.bury(self.seq, self.reason, self.now)
-
-    def settled(self, result: Any) -> Any:
-        self.outbox.forgotten([self.seq])
-        if isinstance(result, Failure):
-            return result
-        self.outbox.given_up(result)
-        return None
-
-
-class _Expire(_OutboxJob):
-    __slots__ = ("now", "oldest")
-    essential = True
-
-    def __init__(self, outbox: Outbox, now: float, oldest: float | None) -> None:
-        super().__init__(outbox)
-        self.now, self.oldest = now, oldest
-
-    def work(self, books: Books) -> tuple[list[Gone], bool]:
-        # Read here, in the writer and as late as can be, so that little is taken between the look and the act.
-        sent = {lane: self.outbox.reader(lane).taken for lane in Lane}
-        return books.expire(self.now, self.oldest, sent)
-
-    def settled(self, result: Any) -> Any:
-        if not isinstance(result, Failure):
-            gone: list[Gone] = result[0]
-            self.outbox.given_up(gone)
-            for reason in dict.fromkeys(each.reason for each in gone):
-                self.outbox.log.warn(
-                    "{count} messages that were not delivered in time or are damaged are dead letters now ({reason})",
-                    event="spool.given-up",
-                    count=sum(each.reason == reason for each in gone),
-                    reason=reason,
-                )
-        return result
-
-
-class _Fetch(_OutboxJob):
-    __slots__ = ("after", "generation", "lane", "now")
-    essential = True
-    persistent = True
-
-    def __init__(self, outbox: Outbox, lane: Lane, after: int, generation: int, now: float) -> None:
-        super().__init__(outbox)
-        self.lane, self.after, self.generation, self.now = lane, after, generation, now
-
-    def work(self, books: Books) -> Page:
-        return books.page(self.lane, self.after, self.now)
-
-    def settled(self, result: Any) -> Any:
-        reader = self.outbox.reader(self.lane)
-        if isinstance(result, Failure):
-            reader.unpaged(self.generation)
-        else:
-            self.outbox.given_up(result.damaged)
-            reader.paged(self.generation, result)
-        return result
-
-
-class _Ask(Job):
-    __slots__ = ("question",)
-    essential = True
-
-    def __init__(self, question: Callable[[Books], Any]) -> None:
-        super().__init__()
-        self.question = question
-
-    def work(self, books: Books) -> Any:
-        return self.question(books)
