@@ -1,4 +1,9 @@
-"""What the writer does for the inbox; what it means, and what a crash in between means, says :mod:`.inbox`."""
+"""
+What the writer does for the inbox; what it means, and what a crash in between means, says :mod:`.inbox`.
+
+Entries that wait to be inserted together do not concern the tables here, so most statements leave them waiting
+(:attr:`.Books.unflushed`).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +35,7 @@ class Known(Job):
         self.outbox, self.id, self.digest, self.now = outbox, id, digest, float(now)
 
     def work(self, books: Books) -> tuple[Accepted | Duplicate | None, Entry | None]:
-        known = books.db.execute(
+        known = books.unflushed.execute(
             # Without a digest the id decides alone: one command may come by a plain link and, again, in the answer to a
             # heartbeat, which speaks commsmgr.v1.
             "SELECT key, finished_at, status, result_id, result_seq FROM command"
@@ -68,7 +73,7 @@ class Accept(Known):
         if answer is not None:
             return answer, repeated
         crc = command_checksum(self.id, self.digest, self.body)
-        key = books.db.execute(
+        key = books.unflushed.execute(
             "INSERT INTO command (id, digest, accepted_at, crc, body) VALUES (?, ?, ?, ?, ?)",
             (self.id, self.digest, self.now, crc, self.body),
         ).lastrowid
@@ -89,13 +94,13 @@ def _repeat(
     """Put the result of a finished command into the outbox, unless it is still there."""
     if books.has(result_seq):
         return Duplicate(key, True, status, result_id), None
-    row = books.db.execute("SELECT crc, body FROM remembered WHERE key = ?", (key,)).fetchone()
+    row = books.unflushed.execute("SELECT crc, body FROM remembered WHERE key = ?", (key,)).fetchone()
     if row is None or command_checksum(result_id, "", row[1]) != row[0]:
         return Duplicate(key, True, status, result_id, result_missing=True), None
     if (refusal := outbox.refusal(len(row[1]), books.counter)) is not None:
         raise refusal
     entry = books.add_event(RESULT_KIND, result_id, row[1], now, None)
-    books.db.execute("UPDATE command SET result_seq = ? WHERE key = ?", (entry.seq, key))
+    books.unflushed.execute("UPDATE command SET result_seq = ? WHERE key = ?", (entry.seq, key))
     return Duplicate(key, True, status, result_id), entry
 
 
@@ -108,7 +113,7 @@ class Offered(Job):
         self.keys = keys
 
     def work(self, books: Books) -> None:
-        books.db.executemany("UPDATE command SET offered = 1 WHERE key = ?", [(key,) for key in self.keys])
+        books.unflushed.executemany("UPDATE command SET offered = 1 WHERE key = ?", [(key,) for key in self.keys])
 
 
 class Complete(Job):
@@ -143,7 +148,7 @@ class Complete(Job):
         entry = books.add_event(RESULT_KIND, self.result_id, self.body, self.now, self.expires_at)
         if key is not None:
             # The command's own body has served; to know a duplicate its digest is enough.
-            books.db.execute(
+            books.unflushed.execute(
                 "UPDATE command SET finished_at = ?, status = ?, result_id = ?, result_seq = ?, crc = 0, body = x''"
                 " WHERE key = ?",
                 (self.now, self.status, self.result_id, entry.seq, key),
@@ -155,12 +160,12 @@ class Complete(Job):
     def _find(self, books: Books) -> int | None:
         """Return the key of the command to be finished, None when it is not known; nothing is written yet."""
         if self.key is None:
-            rows = books.db.execute(
+            rows = books.unflushed.execute(
                 "SELECT key, finished_at FROM command WHERE id = ? ORDER BY finished_at IS NOT NULL, key LIMIT 1",
                 (self.command_id,),
             )
         else:
-            rows = books.db.execute(
+            rows = books.unflushed.execute(
                 "SELECT key, finished_at FROM command WHERE key = ? AND id = ?", (self.key, self.command_id)
             )
         row = rows.fetchone()
@@ -185,12 +190,12 @@ def _remember(books: Books, key: int, result_id: str, body: bytes) -> None:
     if len(body) > books.max_remembered:
         return  # it would push out all the others, and then itself
     counter = books.counter
-    books.db.execute(
+    books.unflushed.execute(
         "INSERT INTO remembered (key, crc, body) VALUES (?, ?, ?)", (key, command_checksum(result_id, "", body), body)
     )
     counter.remembered_bytes += len(body)
     while counter.remembered_bytes > books.max_remembered:
-        (oldest,) = books.db.execute("SELECT min(key) FROM remembered").fetchone()
+        (oldest,) = books.unflushed.execute("SELECT min(key) FROM remembered").fetchone()
         if oldest is None:
             counter.remembered_bytes = 0  # it was wrong
             return
@@ -198,9 +203,9 @@ def _remember(books: Books, key: int, result_id: str, body: bytes) -> None:
 
 
 def _forget_result(books: Books, key: int) -> None:
-    row = books.db.execute("SELECT length(body) FROM remembered WHERE key = ?", (key,)).fetchone()
+    row = books.unflushed.execute("SELECT length(body) FROM remembered WHERE key = ?", (key,)).fetchone()
     if row is not None:
-        books.db.execute("DELETE FROM remembered WHERE key = ?", (key,))
+        books.unflushed.execute("DELETE FROM remembered WHERE key = ?", (key,))
         books.counter.remembered_bytes -= row[0] or 0  # a damaged one may be NULL
 
 
