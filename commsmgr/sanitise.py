@@ -230,6 +230,7 @@ class Form:
         # Whether an encoding has nothing that the message may not have had: defaults that are left out are in neither.
         self._exact = True
         self._defaults: list[tuple[bytes, bytes]] = []
+        self._depth = _depth(types.type_info(struct))
         names = self._look_at(struct, "")
         # What may stand in several places tells nothing.
         self._defaults = [(key, value) for key, value in self._defaults if names.count(key) == 1]
@@ -325,6 +326,21 @@ class Form:
                     spare -= 2 + value.count(b'"')
         return spare == 0
 
+    def is_all_of(self, payload: bytes, message: Struct, max_depth: int) -> bool:
+        """
+        Say whether ``payload``, which :func:`is_plain` and of which ``message`` was decoded, certainly passes all of
+        :func:`check_frame` and :func:`check_understood`.
+
+        Its texts are printable ASCII. If its quotes are accounted for, it has no key twice and nothing that is not in
+        ``message``, so that it is no deeper than declared; and of texts alone data without a schema are no deeper.
+        """
+        if not self._exact or self._depth > max_depth:
+            return False
+        for get_open in self._open:
+            if (data := get_open(message)) and set(map(type, data.values())) != _TEXTS:
+                return False
+        return payload.count(b'"') == _encode(message).count(b'"')
+
     def unknown(self, value: object) -> str | None:
         """Return the path to a field in ``value``, as JSON has it, that is not declared; None if there is none."""
         if not isinstance(value, dict):
@@ -339,6 +355,8 @@ class Form:
 
 
 _BACKSLASH = ord("\\")  # as a number it is found several times faster
+_DELETE = 0x7F
+_TEXTS = {str}
 _encode = msgspec.json.Encoder().encode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
@@ -346,6 +364,24 @@ _text = msgspec.json.Decoder(str)
 
 def _key(name: str) -> bytes:
     return b'"%b":' % name.encode()
+
+
+def _depth(info: types.Type) -> float:
+    """Return how deep what is declared can nest, data without a schema counting as one level."""
+    match info:
+        case types.StructType():
+            return 1 + max((_depth(field.type) for field in info.fields), default=0)
+        case types.ListType():
+            return 1 + _depth(info.item_type)
+        case types.DictType():
+            return 1
+        case types.Metadata():
+            return _depth(info.type)
+        case types.UnionType():
+            return max(map(_depth, info.types))
+        case types.RawType():
+            return math.inf
+    return 0
 
 
 def _characters(path: str) -> Malformed:
@@ -359,6 +395,11 @@ def _charset(info: types.Type) -> tuple[types.Type, Charset | None]:
     if isinstance(info, types.Metadata):
         return info.type, (info.extra or {}).get("charset")
     return info, None
+
+
+def is_plain(payload: bytes) -> bool:
+    """Say whether JSON in ``payload`` can only have texts of printable ASCII, in which no quote is part of one."""
+    return payload.isascii() and _BACKSLASH not in payload and _DELETE not in payload
 
 
 def check_understood(form: Form, message: Struct, payload: bytes, refuse_unknown: bool) -> None:

@@ -17,7 +17,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from commsmgr.config import Config
 from commsmgr.messages import CommandData, FromBackend, Id, Push, ResultBody, ResultEnvelope
-from commsmgr.sanitise import Form, Malformed, check_frame, check_understood, scan
+from commsmgr.sanitise import Form, Malformed, check_frame, check_understood, is_plain, scan
 
 M_co = TypeVar("M_co", covariant=True)
 T = TypeVar("T", bound=Struct)
@@ -126,15 +126,25 @@ class Decoder(Generic[M_co]):
         """
         if not is_text:
             raise Malformed("binary", "a message must be a text message")
+        # What most messages are takes one look at what came of it. Only where that does not settle it the checks are
+        # made one by one, in their order, so that the verdict is the same.
+        plain = len(payload) <= self._max_bytes and is_plain(payload)
         try:
-            check_frame(payload, self._max_bytes, self._max_depth)
+            if not plain:
+                check_frame(payload, self._max_bytes, self._max_depth)
             try:
                 message = self._union.decode(payload)
-            except msgspec.ValidationError as error:
-                return self._push(payload, str(error))
             except msgspec.DecodeError as error:
+                if plain:
+                    check_frame(payload, self._max_bytes, self._max_depth)
+                if isinstance(error, msgspec.ValidationError):
+                    return self._push(payload, str(error))
                 raise Malformed("not-json", str(error)) from None
-            check_understood(self._forms[type(message)], message, payload, self._refuse_unknown)
+            form = self._forms[type(message)]
+            if not plain or not form.is_all_of(payload, message, self._max_depth):
+                if plain:
+                    check_frame(payload, self._max_bytes, self._max_depth)
+                check_understood(form, message, payload, self._refuse_unknown)
         except Malformed as error:
             raise self._with_id(error, payload) from None
         except RecursionError:
