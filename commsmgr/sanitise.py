@@ -231,6 +231,7 @@ class Form:
         self._exact = True
         self._defaults: list[tuple[bytes, bytes]] = []
         self._depth = _depth(types.type_info(struct))
+        self._encoded = bytearray()
         names = self._look_at(struct, "")
         # What may stand in several places tells nothing.
         self._defaults = [(key, value) for key, value in self._defaults if names.count(key) == 1]
@@ -337,9 +338,11 @@ class Form:
         if not self._exact or self._depth > max_depth:
             return False
         for get_open in self._open:
-            if (data := get_open(message)) and set(map(type, data.values())) != _TEXTS:
-                return False
-        return payload.count(b'"') == _encode(message).count(b'"')
+            for value in (get_open(message) or {}).values():
+                if type(value) is not str:
+                    return False
+        _encode_into(message, self._encoded)
+        return payload.count(b'"') == self._encoded.count(b'"')
 
     def unknown(self, value: object) -> str | None:
         """Return the path to a field in ``value``, as JSON has it, that is not declared; None if there is none."""
@@ -356,8 +359,9 @@ class Form:
 
 _BACKSLASH = ord("\\")  # as a number it is found several times faster
 _DELETE = 0x7F
-_TEXTS = {str}
+_SHORT = 4096  # what is encoded to be compared stays in memory
 _encode = msgspec.json.Encoder().encode
+_encode_into = msgspec.json.Encoder().encode_into
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 
@@ -398,8 +402,8 @@ def _charset(info: types.Type) -> tuple[types.Type, Charset | None]:
 
 
 def is_plain(payload: bytes) -> bool:
-    """Say whether JSON in ``payload`` can only have texts of printable ASCII, in which no quote is part of one."""
-    return payload.isascii() and _BACKSLASH not in payload and _DELETE not in payload
+    """Say whether ``payload`` is short, and JSON in it has texts of printable ASCII only, no quote being part of one."""
+    return len(payload) <= _SHORT and payload.isascii() and _BACKSLASH not in payload and _DELETE not in payload
 
 
 def check_understood(form: Form, message: Struct, payload: bytes, refuse_unknown: bool) -> None:

@@ -1,41 +1,43 @@
 """
-Frames as nearly all of them are (RFC 6455 section 5.2): whole, final, without extension, and no control frames.
+Frames as nearly all of them are (RFC 6455 section 5.2): text, whole and final, without extension, no control frames.
 
 autobahn reads a frame in steps of a state machine, and cuts what it has read off the buffer at each of them, which takes
 longer than all that is done with a small message after that. So the plain case is taken here, and whatever is not plain
-is left to autobahn as it came: fragments, control frames, reserved bits and opcodes, masks, lengths that are wrong or
-too large, what is not there as a whole yet, and text that is not UTF-8. It judges those, and fails the connection where
-it must. What is plain here is what autobahn would have passed on.
+is left to autobahn as it came: fragments, control and binary frames, reserved bits and opcodes, masks, lengths that are
+wrong or too large, what is not there as a whole yet, and text that is not UTF-8. It judges those, and fails the
+connection where it must. What is plain here is what autobahn would have passed on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from struct import Struct
 from typing import Final
 
 from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-defined]  # made by either of two modules
 
 _FINAL_TEXT: Final = 0x81
-_FINAL_BINARY: Final = 0x82
 # Lengths from here on are written in more bytes; in the place of the length this stands for two more.
 _LONGER: Final = 126
+_head = Struct("!BB4s").pack
+_head_of_64k = Struct("!BBH4s").pack
+_head_beyond = Struct("!BBQ4s").pack
 # Above this size autobahn's masker is faster than arithmetic, with its native code at least.
 _LONG_INTEGER: Final = 1500
 
 
-def take_plain(data: bytes, limit: int, take: Callable[[bytes, bool], bool]) -> int:
+def plain_texts(data: bytes, limit: int) -> tuple[list[bytes], int]:
     """
-    Take the messages at the beginning of ``data`` that are plain frames of a server (not masked).
+    Take the text messages off the beginning of ``data`` that are plain frames of a server (not masked).
 
-    Call it between two messages only, and on connections without compression.
+    Ask between two messages only, and on connections without compression.
 
     :param limit: the largest payload, in bytes; what is larger is not plain.
-    :param take: called with each payload and whether it is text; no more is taken when it returns False.
-    :return: how many bytes of ``data`` were taken.
+    :return: their payloads, and how many bytes of ``data`` they were.
     """
+    payloads: list[bytes] = []
     at, end = 0, len(data)
-    while end - at >= 2:
-        first, length, begin = data[at], data[at + 1], at + 2
+    while end - at >= 2 and data[at] == _FINAL_TEXT:
+        length, begin = data[at + 1], at + 2
         if length >= _LONGER:
             if length > _LONGER or end - at < 4:
                 break
@@ -46,15 +48,11 @@ def take_plain(data: bytes, limit: int, take: Callable[[bytes, bool], bool]) -> 
         if following > end or length > limit:
             break
         payload = data[begin:following]
-        if first == _FINAL_TEXT:
-            if not (payload.isascii() or _is_utf8(payload)):
-                break
-        elif first != _FINAL_BINARY:
+        if not (payload.isascii() or _is_utf8(payload)):
             break
+        payloads.append(payload)
         at = following
-        if not take(payload, first == _FINAL_TEXT):
-            break
-    return at
+    return payloads, at
 
 
 def _is_utf8(payload: bytes) -> bool:
@@ -73,15 +71,16 @@ def encode_frame(opcode: int, payload: bytes, mask: bytes, *, fin: bool = True, 
     """
     first = (0x80 if fin else 0) | rsv << 4 | opcode
     length = len(payload)
-    if length < 126:
-        header = bytes((first, 0x80 | length))
+    if length < _LONGER:
+        header = _head(first, 0x80 | length, mask)
     elif length < 1 << 16:
-        header = bytes((first, 0x80 | 126)) + length.to_bytes(2, "big")
+        header = _head_of_64k(first, 0x80 | _LONGER, length, mask)
     else:
-        header = bytes((first, 0x80 | 127)) + length.to_bytes(8, "big")
+        header = _head_beyond(first, 0x80 | _LONGER + 1, length, mask)
     if length > _LONG_INTEGER:
         masked: bytes = create_xor_masker(mask, length).process(payload)
     else:
+        # As numbers, the order of whose bytes does not matter; this one is the quicker.
         key = (mask * (length // 4 + 1))[:length]
-        masked = (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(length, "big")
-    return header + mask + masked
+        masked = (int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")).to_bytes(length, "little")
+    return header + masked

@@ -36,7 +36,7 @@ from twisted.python.failure import Failure
 
 from commsmgr.errors import CommsError, PeerViolation, RateExceeded, TransportError
 from commsmgr.policy.rate import TokenBucket
-from commsmgr.transport.frames import encode_frame, take_plain
+from commsmgr.transport.frames import encode_frame, plain_texts
 from commsmgr.transport.handshake import MAX_HEAD_BYTES, SWITCHING_PROTOCOLS, is_interim, read_head, refusal
 
 NO_STATUS: Final = 1005
@@ -215,7 +215,7 @@ class GuardedProtocol(WebSocketClientProtocol):
             self._owner.violated(PeerViolation(f"closed with {self.localCloseCode}: {_text(self.localCloseReason)}"))
 
     def processData(self) -> bool:
-        # autobahn's step, which it repeats while there is data; the plain frames before what is left to it are taken
+        # autobahn's step, which it repeats while there is data. Plain messages before what is left to it are taken
         # here. Once it has failed the connection no message counts.
         if (
             self.current_frame is None
@@ -223,22 +223,20 @@ class GuardedProtocol(WebSocketClientProtocol):
             and self._perMessageCompress is None
             and not self.failedByMe
         ):
-            data, self.data = self.data, b""
-            taken = take_plain(data, self.maxMessagePayloadSize, self._take)
-            if self._deaf or taken == len(data):
-                return False
-            self.data = data[taken:]
+            payloads, taken = plain_texts(self.data, self.maxMessagePayloadSize)
+            if taken:
+                self.data = self.data[taken:]
+                self._frame_begun = True
+                for payload in payloads:
+                    self._count()
+                    if len(payload) >= UNIT:
+                        self._count(len(payload) // UNIT)
+                    if self._deaf:
+                        return False
+                    self._owner.received(payload, True)
+                if self._deaf or not self.data:
+                    return False
         return bool(super().processData())
-
-    def _take(self, payload: bytes, is_text: bool) -> bool:
-        """A whole message came in a plain frame; return whether to go on."""
-        self._frame_begun = True
-        self._count()
-        if len(payload) >= UNIT and not self._deaf:
-            self._count(len(payload) // UNIT)
-        if not self._deaf:
-            self._owner.received(payload, is_text)
-        return not self._deaf
 
     def _guarded(self, step: Callable[..., object], *args: object) -> None:
         try:
