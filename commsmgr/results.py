@@ -7,9 +7,10 @@ from collections.abc import Callable
 import msgspec
 
 from commsmgr.errors import InvalidMessage
+from commsmgr.form import Form
 from commsmgr.messages import Result, ResultBody
 from commsmgr.outgoing import shorten, unicode
-from commsmgr.sanitise import Form, Malformed
+from commsmgr.sanitise import Malformed
 
 _FORM = Form(ResultBody)
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.errors import InvalidMessage
+from commsmgr.form import Form
 from commsmgr.messages import CommandEnvelope, FromBackend, HeartbeatAnswer, Nack, Ping, Push, RegistrationAck
 from commsmgr.outgoing import encode_data
-from commsmgr.sanitise import READ_AGAIN, REASONS, Form, Malformed, scan
+from commsmgr.sanitise import READ_AGAIN, REASONS, Malformed, scan
 from commsmgr.session.wire import Decoder, Reader
 
 bounded = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

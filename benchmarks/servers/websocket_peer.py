@@ -1,7 +1,8 @@
 """
 A WebSocket server fast enough never to bound a client: picows, with frames prepared before they are asked for.
 
-Every connection begins with a message, which is answered as a registration is. What becomes of the others is in the URL:
+Every connection begins with a message, which is answered as a registration is. What becomes of the others, says the
+URL:
 
 - ``/sink``: they are counted; one that asks for the ``count`` is told.
 - ``/ack``: each is acknowledged by its id.

@@ -16,8 +16,9 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from commsmgr.config import Config
+from commsmgr.form import Form, check_understood, is_plain
 from commsmgr.messages import CommandData, FromBackend, Id, Push, ResultBody, ResultEnvelope
-from commsmgr.sanitise import Form, Malformed, check_frame, check_understood, is_plain, scan
+from commsmgr.sanitise import Malformed, check_frame, scan
 
 M_co = TypeVar("M_co", covariant=True)
 T = TypeVar("T", bound=Struct)

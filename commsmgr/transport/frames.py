@@ -1,11 +1,11 @@
 """
 Frames as nearly all of them are (RFC 6455 section 5.2): text, whole and final, without extension, no control frames.
 
-autobahn reads a frame in steps of a state machine, and cuts what it has read off the buffer at each of them, which takes
-longer than all that is done with a small message after that. So the plain case is taken here, and whatever is not plain
-is left to autobahn as it came: fragments, control and binary frames, reserved bits and opcodes, masks, lengths that are
-wrong or too large, what is not there as a whole yet, and text that is not UTF-8. It judges those, and fails the
-connection where it must. What is plain here is what autobahn would have passed on.
+autobahn reads a frame in steps of a state machine, and cuts what it has read off the buffer at each of them, which
+takes longer than all that is done with a small message after that. So the plain case is taken here, and whatever is not
+plain is left to autobahn as it came: fragments, control and binary frames, reserved bits and opcodes, masks, lengths
+that are wrong or too large, what is not there as a whole yet, and text that is not UTF-8. It judges those, and fails
+the connection where it must. What is plain here is what autobahn would have passed on.
 """
 
 from __future__ import annotations
