@@ -137,13 +137,14 @@ class Form:
 
     def is_all_of(self, payload: bytes, message: Struct, max_depth: int) -> bool:
         """
-        Say whether ``payload``, which :func:`is_plain` and of which ``message`` was decoded, certainly passes all of
-        :func:`check_frame` and :func:`check_understood`.
+        Say whether ``payload``, which :func:`is_plain` and of which ``message`` was decoded, certainly passes what
+        :func:`~commsmgr.sanitise.check_frame` and :func:`check_understood` look for.
 
-        Its texts are printable ASCII. If its quotes are accounted for, it has no key twice and nothing that is not in
-        ``message``, so that it is no deeper than declared; and of texts alone data without a schema are no deeper.
+        Its texts are printable ASCII. If its quotes are accounted for, it has no key twice, and nothing that is not in
+        ``message``: so it is no deeper than declared. Data without a schema must be texts, which are neither deeper nor
+        too large a number.
         """
-        if not self._exact or self._depth > max_depth:
+        if not self._exact or self._parts or self._depth > max_depth:
             return False
         for get_open in self._open:
             for value in (get_open(message) or {}).values():
