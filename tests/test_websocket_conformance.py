@@ -545,6 +545,10 @@ class CompressionTests(ConformanceTestCase):
     def test_not_compressed(self) -> None:
         """A message without the bit is taken as it is."""
         self.play([whole(TEXT, b"plain"), whole(BINARY, b"\xff")])
+        deflated = Deflater()
+        packed = [frame(TEXT, deflated(b"packed"), rsv=4) for _ in range(3)]
+        sent = b"".join(each + frame(TEXT, b"plain") + frame(PING, b"?") for each in packed)
+        self.play([Case("in turns", sent, ((b"packed", True), (b"plain", True)) * 3, (b"?",) * 3)])
 
     def test_reserved_bits(self) -> None:
         """RSV1 has a meaning now, at the beginning of a message and nowhere else; RSV2 and RSV3 still have none."""
@@ -700,7 +704,7 @@ class ShortWayTests(ConformanceTestCase):
 
     def test_sent_too_much(self) -> None:
         """The rate counts plain frames like others: both ways hear of as many, and stop at the same one."""
-        for rate, size in ((1.0, 1), (1.0, 150), (3.0, 1)):
+        for rate, size in ((1.0, 1), (1.0, 150), (3.0, 1), (3.0, 4096)):
             self.settings = config.WebSocket(max_message_rate=rate)
             sent = b"".join(text(str(number) * size) for number in range(50))
             with_it, without = (self.outcome([sent[:9], sent[9:]], short=short) for short in (True, False))

@@ -29,7 +29,8 @@ def plain_texts(data: bytes, limit: int) -> tuple[list[bytes], int]:
     """
     Take the text messages off the beginning of ``data`` that are plain frames of a server (not masked).
 
-    Ask between two messages only, and on connections without compression.
+    Ask between two messages only. Where compression was agreed, a plain one is one that is not compressed (RFC 7692
+    section 6): that is what a reserved bit says.
 
     :param limit: the largest payload, in bytes; what is larger is not plain.
     :return: their payloads, and how many bytes of ``data`` they were.

@@ -217,12 +217,7 @@ class GuardedProtocol(WebSocketClientProtocol):
     def processData(self) -> bool:
         # autobahn's step, which it repeats while there is data. Plain messages before what is left to it are taken
         # here. Once it has failed the connection no message counts.
-        if (
-            self.current_frame is None
-            and not self.inside_message
-            and self._perMessageCompress is None
-            and not self.failedByMe
-        ):
+        if self.current_frame is None and not self.inside_message and not self.failedByMe:
             payloads, taken = plain_texts(self.data, self.maxMessagePayloadSize)
             if taken:
                 self.data = self.data[taken:]
