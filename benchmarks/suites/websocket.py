@@ -11,9 +11,9 @@ from typing import Any
 from benchmarks.measure import Benchmark, Contender, Server, Target
 
 PEER = {"peer": Server(("websocket_peer",))}
-SENDS = {"operations": 40_000}
-RECEIVES = {"operations": 40_000}
-TRIPS = {"operations": 6_000}
+SENDS = {"operations": 20_000}
+RECEIVES = {"operations": 20_000}
+TRIPS = {"operations": 4_000}
 
 
 def _contender(name: str, run: str, arguments: dict[str, Any], **more: Any) -> Contender:
@@ -59,7 +59,7 @@ BENCHMARKS = (
             _contender(
                 "commsmgr, manager, inbox in memory",
                 "websocket_commsmgr:manager_takes_commands",
-                {"operations": 10_000},
+                {"operations": 5_000},
             ),
             _contender("websockets + json.loads", "websocket_asyncio:receives", RECEIVES, library="websockets"),
             _contender("aiohttp + json.loads", "websocket_asyncio:receives", RECEIVES, library="aiohttp"),
@@ -91,7 +91,7 @@ BENCHMARKS = (
         contenders=(
             _contender("commsmgr, session", "websocket_commsmgr:session_sends", SENDS),
             _contender(
-                "commsmgr, manager, spool in memory", "websocket_commsmgr:manager_sends", {"operations": 10_000}
+                "commsmgr, manager, spool in memory", "websocket_commsmgr:manager_sends", {"operations": 5_000}
             ),
         ),
         targets=(
