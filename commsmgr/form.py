@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 from msgspec import inspect as types
 
-from commsmgr.messages import Charset
+from commsmgr.messages import LARGEST, SMALLEST, Charset
 from commsmgr.sanitise import Malformed, scan
 
 
@@ -141,14 +141,16 @@ class Form:
         :func:`~commsmgr.sanitise.check_frame` and :func:`check_understood` look for.
 
         Its texts are printable ASCII. If its quotes are accounted for, it has no key twice, and nothing that is not in
-        ``message``: so it is no deeper than declared. Data without a schema must be texts, which are neither deeper nor
-        too large a number.
+        ``message``: so it is no deeper than declared, if data without a schema have no further objects and lists.
         """
         if not self._exact or self._parts or self._depth > max_depth:
             return False
         for get_open in self._open:
             for value in (get_open(message) or {}).values():
-                if type(value) is not str:
+                kind = type(value)
+                if kind is str:
+                    continue
+                if kind is dict or kind is list or (kind is int and not SMALLEST <= value <= LARGEST):
                     return False
         _encode_into(message, self._encoded)
         return payload.count(b'"') == self._encoded.count(b'"')

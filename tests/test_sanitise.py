@@ -239,6 +239,10 @@ class DuplicateTests(SynchronousTestCase):
             '{"type":"command","id":"c","data":{"options":{"a":"b"}}}',
             '{"type":"command","id":"c","data":{"options":{"a":{"a":{"a":{}}}}}}',
             '{"type":"command","id":"c","data":{"options":{"n":18446744073709551616}}}',
+            '{"type":"command","id":"c","data":{"options":{"n":-9223372036854775809}}}',
+            '{"type":"command","id":"c","data":{"options":{"n":18446744073709551615,"m":-9223372036854775808}}}',
+            '{"type":"command","id":"c","data":{"options":{"a":[[[[]]]]}}}',
+            '{"type":"command","id":"c","data":{"options":{"a":1.5,"b":true,"c":null}}}',
             '{"type":"command","id":"c","data":{"options":{"n":1e999}}}',
             '{"type":"command","id":"c","data":{"options":{"a":"b","a":"c"}}}',
             '{"type":"command","id":"c","data":{"options":{"a":"b"},"options":{"a":"b"}}}',
@@ -265,7 +269,7 @@ class DuplicateTests(SynchronousTestCase):
 
     def test_at_once_at_all(self) -> None:
         """What most commands look like is settled so."""
-        payload = b'{"id":"c","type":"command","data":{"options":{"a":"b"},"args":["x"],"timeout":30}}'
+        payload = b'{"id":"c","type":"command","data":{"options":{"a":"b","n":1},"args":["x"],"timeout":30}}'
         message = self.decoder.decode(payload, True)
         assert isinstance(message, CommandEnvelope)
         form = Form(CommandEnvelope)
