@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -27,6 +28,8 @@ from commsmgr.manager import Manager
 from commsmgr.messages import Result
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import LinkEvents, OpenLink
+from commsmgr.redact import Redactor
+from commsmgr.results import encode_result
 from commsmgr.session.conversation import CommandArrived, Conversation
 from commsmgr.session.wire import decoder
 from commsmgr.spool import Entry, Lane
@@ -195,16 +198,39 @@ def _entries(count: int) -> list[Entry]:
     return [Entry(n, Lane.EVENT, "command_result", f"r-{n:08}", body, 0.0) for n in range(count)]
 
 
-def session_sends(port: int, operations: int) -> Sample:
-    """Send results over a plain backend's link, until each has its receipt by barrier."""
+def _reported(count: int) -> Iterator[Entry]:
+    """Make entries of results as an agent reports them: checked, secrets taken out, encoded."""
+    redactor = Redactor()
+    for n in range(count):
+        result = Result(command_id=f"c-{n:08}", output="up 3 days, 04:05:06")
+        body, _ = encode_result(
+            result,
+            message_id=f"r-{n:08}",
+            timestamp=TIMESTAMP,
+            limit=64 << 20,
+            max_output=1 << 20,
+            redact=redactor.document,
+        )
+        yield Entry(n, Lane.EVENT, "command_result", f"r-{n:08}", body, 0.0)
+
+
+def session_sends(port: int, operations: int, results: bool = False) -> Sample:
+    """
+    Send results over a plain backend's link, until each has its receipt by barrier.
+
+    :param results: whether they are made as they go, from what an agent says, or were encoded before.
+    """
     watch, samples = Watch(), []
-    waiting = deque(_entries(operations + WARMING))
+    total = operations + WARMING
+    made = _reported(total) if results else iter(_entries(total))
+    waiting: deque[Entry] = deque()
     receipted = 0
 
     def fill(link: OpenLink) -> None:
         count, free = link.room
+        waiting.extend(islice(made, count - len(waiting)))
         taken = []
-        while waiting and len(taken) < count and free >= (size := len(waiting[0].body)):
+        while waiting and free >= (size := len(waiting[0].body)):
             taken.append(waiting.popleft())
             free -= size
         if taken:

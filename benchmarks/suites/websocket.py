@@ -36,12 +36,19 @@ BENCHMARKS = (
                 "commsmgr, connection, encoded before, by 100", "websocket_commsmgr:connection_sends", SENDS, batch=100
             ),
             _contender("commsmgr, session, with receipts", "websocket_commsmgr:session_sends", SENDS),
+            _contender(
+                "commsmgr, session, results checked and redacted",
+                "websocket_commsmgr:session_sends",
+                SENDS,
+                results=True,
+            ),
             _contender("websockets, encoded before", "websocket_asyncio:sends", SENDS, library="websockets"),
             _contender("aiohttp, encoded before", "websocket_asyncio:sends", SENDS, library="aiohttp"),
             _contender("picows, encoded before", "websocket_asyncio:picows_sends", SENDS),
         ),
         targets=(
             Target("commsmgr, session, with receipts", "cpu", "autobahn, encoded before", at_most=0.5),
+            Target("commsmgr, session, results checked and redacted", "cpu", "autobahn, encoded before", at_most=1.0),
             Target("commsmgr, connection, encoded before, singly", "cpu", "autobahn, encoded before", at_most=0.5),
         ),
     ),
@@ -90,9 +97,7 @@ BENCHMARKS = (
         servers=PEER,
         contenders=(
             _contender("commsmgr, session", "websocket_commsmgr:session_sends", SENDS),
-            _contender(
-                "commsmgr, manager, spool in memory", "websocket_commsmgr:manager_sends", {"operations": 5_000}
-            ),
+            _contender("commsmgr, manager, spool in memory", "websocket_commsmgr:manager_sends", {"operations": 5_000}),
         ),
         targets=(
             Target("commsmgr, session", "cpu", at_most=14),
