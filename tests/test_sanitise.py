@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from functools import cache
 from itertools import product
 from typing import Any, get_args
 
@@ -88,6 +89,12 @@ def unknown(value: Any, struct: Any) -> bool:
     data = {"command": "CommandData", "nack": "NackData", "registration_ack": "RegistrationAckData"}
     part = data.get(str(struct.__struct_config__.tag))
     return part is not None and unknown(value.get("data", {}), getattr(__import__("commsmgr").messages, part))
+
+
+@cache
+def any_decoder(max_bytes: int, max_depth: int, refuse: bool) -> Decoder[FromBackend]:
+    """Return a decoder with these bounds; to make one takes longer than what it is asked here."""
+    return Decoder(FromBackend, max_bytes=max_bytes, max_depth=max_depth, refuse_unknown=refuse)
 
 
 class DuplicateTests(SynchronousTestCase):
@@ -216,9 +223,7 @@ class DuplicateTests(SynchronousTestCase):
 
     def same_verdict(self, payload: bytes, refuse: bool, max_depth: int = 8, max_bytes: int = 4096) -> None:
         """See that a payload is judged alike by one look, where that is enough, and check by check."""
-        decoder: Decoder[FromBackend] = Decoder(
-            FromBackend, max_bytes=max_bytes, max_depth=max_depth, refuse_unknown=refuse
-        )
+        decoder = any_decoder(max_bytes, max_depth, refuse)
         at_once = self.judged(decoder, payload)
         is_plain, wire.is_plain = wire.is_plain, lambda payload: False
         try:
@@ -263,8 +268,10 @@ class DuplicateTests(SynchronousTestCase):
             '{"type":"nack","id":"a","data":{"code":"x","message":"y"}}',
             '{"type":"zz","id":"a","data":{"b":1,"b":2}}',
             '{"type":"command","id":"c","data":' + "[" * 2000,
+            '{"type":"command","id":"c","data":{},"new":' + "[" * 2000,
+            '{"type":"command","id":"c","data":{},"new":' + "[" * 2000 + "]" * 2000 + "}",
         ):
-            for refuse, depth, size in product((False, True), (1, 2, 3, 4, 8), (len(text) - 1, 4096)):
+            for refuse, depth, size in product((False, True), (1, 2, 3, 4, 8), (70, 4096)):
                 self.same_verdict(text.encode(), refuse, depth, size)
 
     def test_at_once_at_all(self) -> None:

@@ -127,31 +127,31 @@ class Decoder(Generic[M_co]):
         """
         if not is_text:
             raise Malformed("binary", "a message must be a text message")
-        # What most messages are takes one look at what came of it. Only where that does not settle it the checks are
-        # made one by one, in their order, so that the verdict is the same.
-        plain = len(payload) <= self._max_bytes and is_plain(payload)
+        if len(payload) <= self._max_bytes and is_plain(payload) and (settled := self._at_once(payload)) is not None:
+            return settled
         try:
-            if not plain:
-                check_frame(payload, self._max_bytes, self._max_depth)
+            check_frame(payload, self._max_bytes, self._max_depth)
             try:
                 message = self._union.decode(payload)
+            except msgspec.ValidationError as error:
+                return self._push(payload, str(error))
             except msgspec.DecodeError as error:
-                if plain:
-                    check_frame(payload, self._max_bytes, self._max_depth)
-                if isinstance(error, msgspec.ValidationError):
-                    return self._push(payload, str(error))
                 raise Malformed("not-json", str(error)) from None
-            form = self._forms[type(message)]
-            if not plain or not form.is_all_of(payload, message, self._max_depth):
-                if plain:
-                    check_frame(payload, self._max_bytes, self._max_depth)
-                check_understood(form, message, payload, self._refuse_unknown)
+            check_understood(self._forms[type(message)], message, payload, self._refuse_unknown)
         except Malformed as error:
             raise self._with_id(error, payload) from None
         except RecursionError:
             # The stack was nearly used up when we were called: the limit of depth alone does not prevent this.
             raise Malformed("too-deep", "more levels than the stack has room for") from None
         return message  # type: ignore[no-any-return]  # of the union, as the decoder has checked
+
+    def _at_once(self, payload: bytes) -> M_co | None:
+        """Return the message in a plain payload if one look at what comes of it settles that it passes every check."""
+        try:
+            message = self._union.decode(payload)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        return message if self._forms[type(message)].is_all_of(payload, message, self._max_depth) else None
 
     def _push(self, payload: bytes, detail: str) -> Push:
         """Return as a push what does not fit into the union, if it is of an unknown type."""
