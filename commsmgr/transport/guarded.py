@@ -223,8 +223,9 @@ class GuardedProtocol(WebSocketClientProtocol):
                 self.data = self.data[taken:]
                 self._frame_begun = True
                 for payload in payloads:
-                    self._count()
-                    if len(payload) >= UNIT:
+                    if not self._rate.take():
+                        self._flooded()
+                    elif len(payload) >= UNIT:
                         self._count(len(payload) // UNIT)
                     if self._deaf:
                         return False
@@ -242,8 +243,10 @@ class GuardedProtocol(WebSocketClientProtocol):
 
     def _count(self, units: int = 1) -> None:
         """Something came that makes work; end the connection when it is too much."""
-        if self._rate.take(units) or self._deaf:
-            return
+        if not self._rate.take(units) and not self._deaf:
+            self._flooded()
+
+    def _flooded(self) -> None:
         error = RateExceeded("closed with 1008: it sends more messages than websocket.max_message_rate")
         self.data = b""
         if self.state == WebSocketProtocol.STATE_OPEN:
