@@ -299,8 +299,8 @@ class Run:
     def _check_transport(self) -> None:
         if not native_acceleration_active():
             self.log.warn(
-                "autobahn runs without its native code (NVX): masking and UTF-8 checks cost many times more; install a "
-                "wheel that has it",
+                "autobahn runs without its native code (NVX): masking large messages, and checking those that come in "
+                "pieces, costs many times more; install a wheel that has it",
                 event="websocket.slow",
             )
         self._dialer.prepare(self._targets)

@@ -296,6 +296,8 @@ class OpenLink:
             if self._ended:
                 return
             match event:
+                case CommandArrived():
+                    self._events.command(self, event)
                 case Acked(ids):
                     seqs = self._window.settle(ids)
                     if told := self._loss_receipt in ids:
@@ -304,8 +306,6 @@ class OpenLink:
                         self._metrics.message("ack", "in", "stray")
                     if seqs:
                         self._receipts(seqs)
-                case CommandArrived():
-                    self._events.command(self, event)
                 case Reply(payload):
                     self._answers.reply(payload)
                 case Registered():

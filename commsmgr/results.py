@@ -9,9 +9,10 @@ import msgspec
 from msgspec import UNSET, Meta, Struct
 
 from commsmgr.errors import InvalidMessage
+from commsmgr.form import Form
 from commsmgr.messages import Id, Integer, Result, ResultBody, ResultStatus
 from commsmgr.outgoing import shorten, unicode
-from commsmgr.sanitise import Form, Malformed
+from commsmgr.sanitise import Malformed
 
 _encode = msgspec.json.Encoder().encode
 

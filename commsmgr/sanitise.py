@@ -5,10 +5,8 @@ Theory of operation. What came from a peer passes three times, and each pass is 
 
 1. :func:`check_frame` looks at the bytes alone: size, UTF-8, depth.
 2. The decoder of a type (msgspec) parses, and holds types, ranges, lengths and counts against what the type declares.
-3. A :class:`Form`, made from the same declarations, looks at what was understood: characters of ids and names, and
-   integers in data without a schema. Then the message is encoded anew, without defaults. Has the payload no more quotes
-   than that, it has neither a key twice nor a field that we do not know, and this settles nearly every message.
-   Otherwise :func:`scan` reads it again.
+3. A :class:`~commsmgr.form.Form`, made from the same declarations, looks at what was understood. When that does not
+   settle it, :func:`scan` reads the payload again.
 
 Decoders differ in which of two equal keys they believe (RFC 8259 section 4), so that a proxy or an auditor could read
 another command than the agent; such a message has no meaning. So has a number that a reader cannot hold.
@@ -20,17 +18,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from itertools import accumulate
-from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from msgspec import Struct
-from msgspec import inspect as types
 
 from commsmgr.errors import PeerViolation
-from commsmgr.messages import LARGEST, SMALLEST, Charset
+from commsmgr.messages import LARGEST, SMALLEST
 
 REASONS: Final = {
     "binary": "a binary message; messages are text",
@@ -111,7 +105,7 @@ def depth(payload: bytes) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 3. What was understood
+# 3. Read again
 
 READ_AGAIN: Final = 1024
 """Bytes up to which an object that can be read in two ways is read key by key, to say which key it is."""
@@ -214,162 +208,6 @@ def _only_id(payload: bytes) -> str | None:
         return None
 
 
-class Form:
-    """
-    What a struct type declares, ready to be held against what was decoded.
-
-    :param struct: a type of :mod:`commsmgr.messages`; ids and names in it are told by their :class:`Charset`.
-    """
-
-    def __init__(self, struct: type[Struct]) -> None:
-        self._texts: list[tuple[str, Callable[[Any], str | None], bool]] = []
-        self._lists: list[tuple[str, Callable[[Any], list[str]], bool]] = []
-        self._parts: list[tuple[Callable[[Any], list[Struct]], Form]] = []
-        self._open: list[Callable[[Any], dict[str, Any]]] = []
-        self._inner: dict[str, Form] = {}
-        # Whether an encoding has nothing that the message may not have had: defaults that are left out are in neither.
-        self._exact = True
-        self._defaults: list[tuple[bytes, bytes]] = []
-        names = self._look_at(struct, "")
-        # What may stand in several places tells nothing.
-        self._defaults = [(key, value) for key, value in self._defaults if names.count(key) == 1]
-
-    def _look_at(self, struct: type[Struct], path: str) -> list[bytes]:
-        """Take in what ``struct``, at ``path`` in the message, declares; return the keys that can stand there."""
-        info = types.type_info(struct)
-        assert isinstance(info, types.StructType)
-        names = [_key(info.tag_field)] if info.tag_field else []
-        self._known = {field.encode_name for field in info.fields} | ({info.tag_field} if info.tag_field else set())
-        known = self._known
-        for field in info.fields:
-            names.append(_key(field.encode_name))
-            if not field.required:
-                self._exact = self._exact and struct.__struct_config__.omit_defaults
-                if field.default in ("", None):
-                    self._defaults.append((_key(field.encode_name), _encode(field.default)))
-                elif field.default_factory is not msgspec.NODEFAULT:
-                    self._defaults.append((_key(field.encode_name), _encode(field.default_factory())))
-            # What may be absent altogether (UNSET, which is told as no default at all) has no fields to look at.
-            made = field.default_factory is not msgspec.NODEFAULT
-            there = field.required or isinstance(field.default, Struct) or made
-            names += self._look_into(_charset(field.type), path + field.name, there)
-        self._known = known
-        return names
-
-    def _look_into(self, declared: tuple[types.Type, Charset | None], path: str, required: bool) -> list[bytes]:
-        info, charset = declared
-        get = attrgetter(path)
-        match info:
-            case types.StrType() if charset is not None:
-                self._texts.append((path, get, charset is Charset.ID))
-            case types.StructType():
-                self._inner[path] = Form(info.cls)
-                if required:
-                    return self._look_at(info.cls, path + ".")
-                self._parts.append((lambda message: [part] if (part := get(message)) else [], self._inner[path]))
-            case types.DictType():
-                self._open.append(get)
-            case types.ListType():
-                item, charset = _charset(info.item_type)
-                if isinstance(item, types.StructType):
-                    self._parts.append((get, Form(item.cls)))
-                elif charset is not None:
-                    self._lists.append((path, get, charset is Charset.ID))
-        return []
-
-    def check(self, message: Struct) -> None:
-        """
-        Check what the decoder has not.
-
-        :raise Malformed: ``bad-fields`` for an id or a name with characters that it must not have, ``number-range`` for
-            integers in data without a schema.
-        """
-        for path, get, is_id in self._texts:
-            text = get(message)
-            if text and (not text.isprintable() or (is_id and not text.isascii())):
-                raise _characters(path)
-        for path, get_list, is_id in self._lists:
-            text = "".join(get_list(message) or ())
-            if not text.isprintable() or (is_id and not text.isascii()):
-                raise _characters(path)
-        for get_open in self._open:
-            if data := get_open(message):
-                try:
-                    # It knows integers of 64 bits only, and looks for them faster than we could.
-                    msgspec.msgpack.encode(data)
-                except OverflowError:
-                    raise Malformed("number-range", "an integer of more than 64 bits") from None
-        for get_parts, form in self._parts:
-            for part in get_parts(message) or ():
-                form.check(part)
-
-    def accounts_for(self, payload: bytes, message: Struct, *, everywhere: bool = False) -> bool:
-        """
-        Say whether ``payload``, of which ``message`` was decoded, certainly has no key twice, and none that is unknown.
-
-        Each key, and each text, brings two quotes.
-
-        :param everywhere: whether a key also counts as unknown that stands, with its default, where another does.
-        """
-        if not self._exact or (_BACKSLASH in payload and b"\\u0022" in payload):
-            return False
-        encoded = _encode(message)
-        spare = payload.count(b'"') - encoded.count(b'"')
-        if spare > 0 and not everywhere:
-            # Some backends write what is the default anyway. Of a key that is there twice only one is counted. Without
-            # its value it would not do: with any other one, in a part that was dropped, a key brings fewer quotes than
-            # are taken off for it, and makes room for those of what is there twice.
-            for key, value in self._defaults:
-                written = key + value in payload or key + b" " + value in payload
-                if written and key not in encoded and b"\\" + key not in payload:
-                    spare -= 2 + value.count(b'"')
-        return spare == 0
-
-    def unknown(self, value: object) -> str | None:
-        """Return the path to a field in ``value``, as JSON has it, that is not declared; None if there is none."""
-        if not isinstance(value, dict):
-            return None
-        for key in value:
-            if key not in self._known:
-                return str(key)
-        for name, form in self._inner.items():
-            if "." not in name and (path := form.unknown(value.get(name))):
-                return f"{name}.{path}"
-        return None
-
-
-_BACKSLASH = ord("\\")  # as a number it is found several times faster
 _encode = msgspec.json.Encoder().encode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
-
-
-def _key(name: str) -> bytes:
-    return b'"%b":' % name.encode()
-
-
-def _characters(path: str) -> Malformed:
-    return Malformed("bad-fields", f"`{path}` has characters that it must not have")
-
-
-def _charset(info: types.Type) -> tuple[types.Type, Charset | None]:
-    """Return the type without what stands around it, and the characters that it may have."""
-    if isinstance(info, types.UnionType):
-        (info,) = (part for part in info.types if not isinstance(part, types.NoneType))
-    if isinstance(info, types.Metadata):
-        return info.type, (info.extra or {}).get("charset")
-    return info, None
-
-
-def check_understood(form: Form, message: Struct, payload: bytes, refuse_unknown: bool) -> None:
-    """
-    Check what was decoded from ``payload`` into ``message``.
-
-    :raise Malformed: ``bad-fields``, ``duplicate-key``, ``number-range`` or ``unknown-field``.
-    """
-    form.check(message)
-    if form.accounts_for(payload, message, everywhere=refuse_unknown):
-        return
-    scan(payload)
-    if refuse_unknown and (path := form.unknown(msgspec.json.decode(payload))):
-        raise Malformed("unknown-field", f"`{path}` is not known here")

@@ -19,8 +19,8 @@ LONGEST = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_version", "errors", "ids", "messages", "interfaces", "config", "headers", "patterns", "redact",
-        "sanitise", "outgoing", "urls", "status", "reference", "shape", "rules", "settings", "waiters", "noproxy",
-        "proxies", "bearer", "clock", "process", "privileges", "lazy", "instants", "browsers",
+        "sanitise", "form", "outgoing", "urls", "status", "reference", "shape", "rules", "settings", "waiters",
+        "noproxy", "proxies", "bearer", "clock", "process", "privileges", "lazy", "instants", "browsers",
     ),
     ("policy/", "session/"),
     ("spool/", "transport/", "machine", "sources", "psutil_source"),

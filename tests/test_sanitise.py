@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from functools import cache
 from itertools import product
 from typing import Any, get_args
 
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.errors import InvalidMessage
+from commsmgr.form import Form, is_plain
 from commsmgr.messages import CommandEnvelope, FromBackend, HeartbeatAnswer, Nack, Ping, Push, RegistrationAck
 from commsmgr.outgoing import encode_data
-from commsmgr.sanitise import READ_AGAIN, REASONS, Form, Malformed, scan
+from commsmgr.sanitise import READ_AGAIN, REASONS, Malformed, scan
+from commsmgr.session import wire
 from commsmgr.session.wire import Decoder, Reader
+from tests.strategies import payloads
 
 bounded = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -85,6 +89,12 @@ def unknown(value: Any, struct: Any) -> bool:
     data = {"command": "CommandData", "nack": "NackData", "registration_ack": "RegistrationAckData"}
     part = data.get(str(struct.__struct_config__.tag))
     return part is not None and unknown(value.get("data", {}), getattr(__import__("commsmgr").messages, part))
+
+
+@cache
+def any_decoder(max_bytes: int, max_depth: int, refuse: bool) -> Decoder[FromBackend]:
+    """Return a decoder with these bounds; to make one takes longer than what it is asked here."""
+    return Decoder(FromBackend, max_bytes=max_bytes, max_depth=max_depth, refuse_unknown=refuse)
 
 
 class DuplicateTests(SynchronousTestCase):
@@ -203,6 +213,77 @@ class DuplicateTests(SynchronousTestCase):
         self.assertFalse(has_two(payload), text)
         if refuse and not isinstance(message, Push):
             self.assertFalse(unknown(json.loads(payload), type(message)), text)
+
+    def judged(self, decoder: Decoder[FromBackend], payload: bytes) -> object:
+        """Return what a payload is, or all that is said against it."""
+        try:
+            return decoder.decode(payload, True)
+        except Malformed as error:
+            return error.reason, error.detail, error.id
+
+    def same_verdict(self, payload: bytes, refuse: bool, max_depth: int = 8, max_bytes: int = 4096) -> None:
+        """See that a payload is judged alike by one look, where that is enough, and check by check."""
+        decoder = any_decoder(max_bytes, max_depth, refuse)
+        at_once = self.judged(decoder, payload)
+        is_plain, wire.is_plain = wire.is_plain, lambda payload: False
+        try:
+            one_by_one = self.judged(decoder, payload)
+        finally:
+            wire.is_plain = is_plain
+        self.assertEqual(at_once, one_by_one, payload)
+
+    @bounded
+    @given(written() | payloads(*get_args(FromBackend)).map(lambda payload: payload.decode("latin-1")), st.booleans())
+    def test_at_once(self, text: str, refuse: bool) -> None:
+        """The one look that settles most messages never says anything else than the checks that it spares."""
+        self.same_verdict(text.encode("latin-1" if text.isascii() else "utf-8"), refuse)
+
+    def test_at_once_planted(self) -> None:
+        """Nor does it where a message has just one fault."""
+        for text in (
+            '{"type":"command","id":"c","data":{"options":{"a":"b"}}}',
+            '{"type":"command","id":"c","data":{"options":{"a":{"a":{"a":{}}}}}}',
+            '{"type":"command","id":"c","data":{"options":{"n":18446744073709551616}}}',
+            '{"type":"command","id":"c","data":{"options":{"n":-9223372036854775809}}}',
+            '{"type":"command","id":"c","data":{"options":{"n":18446744073709551615,"m":-9223372036854775808}}}',
+            '{"type":"command","id":"c","data":{"options":{"a":[[[[]]]]}}}',
+            '{"type":"command","id":"c","data":{"options":{"a":1.5,"b":true,"c":null}}}',
+            '{"type":"command","id":"c","data":{"options":{"n":1e999}}}',
+            '{"type":"command","id":"c","data":{"options":{"a":"b","a":"c"}}}',
+            '{"type":"command","id":"c","data":{"options":{"a":"b"},"options":{"a":"b"}}}',
+            '{"type":"command","id":"c","data":{"timeout":1e5,"timeout":1}}',
+            '{"type":"command","id":"c\x7f","data":{}}',
+            '{"type":"command","id":"c","data":{"type":"\x7f"}}',
+            '{"type":"command","id":"c","data":{"type":"\\u0007"}}',
+            '{"type":"command","id":"c","data":{"type":"\t"}}',
+            '{"type":"command","id":"c","data":{},"new":1}',
+            '{"type":"command","id":"c","data":{},"new":[[[[[[[[[]]]]]]]]]}',
+            '{"type":"command","type":"command","id":"c","data":{}}',
+            '{"type":"ping","id":"a"} ',
+            '{"type":"ping","id":"a"}x',
+            '{"type":"ping","id":"a","id":"b"}',
+            '{"type":"ack","ids":["a","b"]}',
+            '{"type":"ack","ids":["a","\x7f"]}',
+            '{"type":"ack","ids":["a"],"ids":["b"]}',
+            '{"type":"nack","id":"a","data":{"code":"x","message":"y"}}',
+            '{"type":"zz","id":"a","data":{"b":1,"b":2}}',
+            '{"type":"command","id":"c","data":' + "[" * 2000,
+            '{"type":"command","id":"c","data":{},"new":' + "[" * 2000,
+            '{"type":"command","id":"c","data":{},"new":' + "[" * 2000 + "]" * 2000 + "}",
+        ):
+            for refuse, depth, size in product((False, True), (1, 2, 3, 4, 8), (70, 4096)):
+                self.same_verdict(text.encode(), refuse, depth, size)
+
+    def test_at_once_at_all(self) -> None:
+        """What most commands look like is settled so."""
+        payload = b'{"id":"c","type":"command","data":{"options":{"a":"b","n":1},"args":["x"],"timeout":30}}'
+        message = self.decoder.decode(payload, True)
+        assert isinstance(message, CommandEnvelope)
+        form = Form(CommandEnvelope)
+        self.assertTrue(is_plain(payload))
+        self.assertTrue(form.is_all_of(payload, message, 3))
+        self.assertFalse(form.is_all_of(payload, message, 2))
+        self.assertFalse(is_plain(b'{"id":"' + b"x" * 5000 + b'"}'))
 
     def test_linear(self) -> None:
         """Megabytes of keys, numbers and lists take a moment; anything quadratic would take hours."""

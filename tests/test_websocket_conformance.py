@@ -2,23 +2,31 @@
 RFC 6455 as seen from the link: what a server's frames come to, after autobahn and what stands around it.
 
 The sections are those of the Autobahn test suite. Each case is what the server sends and what has to come of it: the
-messages that reach the handler, the pongs, and the end. Each is played in one packet, and again byte by byte.
+messages that reach the handler, the pongs, and the end. Each is played in one packet, and again byte by byte; and all
+of that also with autobahn alone, without the short way of plain frames (:mod:`commsmgr.transport.frames`): the verdicts
+are the same.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
+from random import Random
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+from twisted.python.monkey import MonkeyPatcher
 
 from commsmgr import config
 from commsmgr.errors import ClosedByPeer, NotRunning, PeerViolation
-from commsmgr.transport.connection import CLOSE_WITHIN
+from commsmgr.transport import guarded
+from commsmgr.transport.connection import CLOSE_WITHIN, Connection
+from commsmgr.transport.frames import plain_texts
 from tests.fuzz import rfc6455
 from tests.websocket_kit import (
     BINARY,
@@ -80,7 +88,7 @@ def header(opcode: int, length: bytes, *, fin: bool = True) -> bytes:
 class ConformanceTestCase(MemoryTestCase):
     """Plays cases, each on a connection of its own, and looks at everything that came of it."""
 
-    settings = config.WebSocket(connect_timeout=20.0, stable_after=30.0, max_message_bytes=LIMIT)
+    settings = config.WebSocket(connect_timeout=20.0, stable_after=30.0, max_message_bytes=LIMIT, max_message_rate=0)
     extension = ""
 
     def setUp(self) -> None:
@@ -100,18 +108,31 @@ class ConformanceTestCase(MemoryTestCase):
 
     def play(self, cases: Iterable[Case], *, sizes: tuple[int, ...] = (0, 1)) -> None:
         """
-        Play each case.
+        Play each case, on both ways.
 
         :param sizes: of the packets in which it comes, one after the other; 0 for one packet.
         """
         played = 0
         for case in cases:
-            for size in sizes:
-                self.fresh()
-                self.feed_in(case.sent, size or len(case.sent) or 1)
-                self.judge(case, f"{case.name}, in packets of {size or 'any size'}")
+            for size, short_way in product(sizes, (True, False)):
+                with self.way(short_way):
+                    self.fresh()
+                    self.feed_in(case.sent, size or len(case.sent) or 1)
+                    self.judge(case, f"{case.name}, in packets of {size or 'any size'}, short way: {short_way}")
                 played += 1
         self.assertGreater(played, 0)
+
+    @contextmanager
+    def way(self, short: bool) -> Iterator[None]:
+        """Let plain frames take their short way, or leave them to autobahn like all others."""
+        patcher = MonkeyPatcher()
+        if not short:
+            patcher.addPatch(guarded, "plain_texts", lambda data, limit: ([], 0))
+        patcher.patch()
+        try:
+            yield
+        finally:
+            patcher.restore()
 
     def feed_in(self, sent: bytes, size: int) -> None:
         """The server sends, until we hang up."""
@@ -524,6 +545,10 @@ class CompressionTests(ConformanceTestCase):
     def test_not_compressed(self) -> None:
         """A message without the bit is taken as it is."""
         self.play([whole(TEXT, b"plain"), whole(BINARY, b"\xff")])
+        deflated = Deflater()
+        packed = [frame(TEXT, deflated(b"packed"), rsv=4) for _ in range(3)]
+        sent = b"".join(each + frame(TEXT, b"plain") + frame(PING, b"?") for each in packed)
+        self.play([Case("in turns", sent, ((b"packed", True), (b"plain", True)) * 3, (b"?",) * 3)])
 
     def test_reserved_bits(self) -> None:
         """RSV1 has a meaning now, at the beginning of a message and nowhere else; RSV2 and RSV3 still have none."""
@@ -560,6 +585,134 @@ class CompressionTests(ConformanceTestCase):
         self.assert_clean()
         errors = [event for event in self.logged if event["log_level"] >= LogLevel.error]
         self.assertEqual([formatEvent(event) for event in errors], [])
+
+
+STREAMS = {
+    "plain ones": text("a") + text("") + text("ü€😀") + text("*" * 126),
+    "a length of two bytes": text("*" * 130) + text("b") + text("*" * 126),
+    "pings between messages": text("a") + frame(PING, b"?") + text("b") + frame(PONG, b"x") + text("c"),
+    "pings between fragments": text("a")
+    + frame(TEXT, b"b", fin=False)
+    + frame(PING, b"?")
+    + frame(MORE, b"c")
+    + text("d"),
+    "plain within a message": text("a") + frame(TEXT, b"b", fin=False) + text("c") + frame(MORE, b"d"),
+    "binary between": text("a") + message(BINARY, b"\xff\x81\x01") + text("b"),
+    "what looks like a frame": text("a") + message(BINARY, text("b") * 3) + frame(PING, text("c")) + text("d"),
+    "fragments alone": text("abc", 1, 2) + text("€", 1, 2) + text("d"),
+    "a continuation of nothing": text("a") + frame(MORE, b"b") + text("c"),
+    "bad in the middle": text("a") + text(b"ok\xed\xa0\x80") + text("b"),
+    "bad at the end": text("a") + text(b"ok\xe2\x82") + text("b"),
+    "good cut up": frame(TEXT, "€".encode()[:2], fin=False) + frame(MORE, "€".encode()[2:]) + text("b"),
+    "masked": text("a") + frame(TEXT, b"b", mask=b"\1\2\3\4") + text("c"),
+    "masked of two bytes": text("a") + frame(TEXT, b"b" * 126, mask=b"\1\2\3\4") + text("c"),
+    "reserved bits": text("a") + frame(TEXT, b"b", rsv=4) + text("c"),
+    "a reserved opcode": text("a") + frame(3, b"b") + text("c"),
+    "longer than needed": text("a") + header(TEXT, b"\x7e\0\x7d") + b"*" * 125 + text("c"),
+    "eight bytes": text("a") + header(TEXT, b"\x7f" + (125).to_bytes(8, "big")) + b"*" * 125 + text("c"),
+    "too large": text("a") + text("*" * 131) + text("c"),
+    "as large as allowed": text("a") + text("*" * 130) + text("c"),
+    "too large in fragments": text("a") + text("*" * 131, 100) + text("c"),
+    "a close frame": text("a") + close_frame(1000, b"bye") + text("late"),
+    "a close frame without a code": text("a") + close_frame() + text("late"),
+    "a bad close frame": text("a") + frame(CLOSE, b"\3") + text("late"),
+    "a close frame within a message": frame(TEXT, b"a", fin=False) + close_frame(4000) + frame(MORE) + text("b"),
+}
+
+
+class ShortWayTests(ConformanceTestCase):
+    """Plain frames take a short way, and nothing but the time tells."""
+
+    settings = config.WebSocket(connect_timeout=20.0, stable_after=30.0, max_message_bytes=130, max_message_rate=0)
+
+    def outcome(self, packets: Iterable[bytes], *, short: bool) -> tuple[object, ...]:
+        """Return all that comes of these packets."""
+        with self.way(short):
+            self.fresh()
+            for packet in packets:
+                self.feed_in(packet, len(packet) or 1)
+            closing = self.sent()
+            self.clock.advance(CLOSE_WITHIN)
+            self.settle()
+            self.transport.lose(ConnectionDone())
+            self.settle()
+            self.successResultOf(self.client.stop())
+        self.assert_clean()
+        handler = self.handler
+        error = handler.error
+        return handler.messages, handler.pongs, handler.events, handler.heard, closing, type(error), str(error)
+
+    def test_cut_at_every_byte(self) -> None:
+        """Whatever is sent, in two packets that meet at whatever byte: both ways do the same, and what the RFC says."""
+        for name, sent in STREAMS.items():
+            messages = rfc6455.judge(sent, 130).messages
+            for cut in range(len(sent) + 1):
+                packets = [sent[:cut], sent[cut:]]
+                with_it, without = (self.outcome(packets, short=short) for short in (True, False))
+                self.assertEqual(with_it, without, f"{name}, cut at {cut}")
+                self.assertEqual(with_it[0], messages, f"{name}, cut at {cut}")
+
+    def test_many_in_a_packet(self) -> None:
+        """Long streams of all of them, in packets of all sizes, go the same way."""
+        random = Random(5)
+        going_on = [sent for sent in STREAMS.values() if rfc6455.judge(sent, 130).end == rfc6455.OPEN]
+        for _ in range(40):
+            sent = b"".join(random.choices(going_on, k=30)) + random.choice(list(STREAMS.values()))
+            size = random.choice([1, 2, 7, 100, 1000, len(sent)])
+            packets = [sent[at : at + size] for at in range(0, len(sent), size)]
+            with_it, without = (self.outcome(packets, short=short) for short in (True, False))
+            self.assertEqual(with_it, without)
+            self.assertEqual(with_it[0], rfc6455.judge(sent, 130).messages)
+
+    def test_taken(self) -> None:
+        """What is plain is taken without autobahn; a test that compared autobahn with itself would show nothing."""
+        sent = STREAMS["plain ones"]
+        payloads, taken = plain_texts(sent + frame(PING) + sent, 130)
+        self.assertEqual((len(payloads), taken), (4, len(sent)))
+        left = (frame(PING), frame(BINARY, b"a"), frame(TEXT, b"a", fin=False), frame(TEXT, b"\xff"))
+        for first in left:
+            self.assertEqual(plain_texts(first + sent, 130), ([], 0), first)
+        self.assertEqual(plain_texts(b"\x81", 130), ([], 0))
+        self.assertEqual(plain_texts(b"", 130), ([], 0))
+
+    def test_ended_in_between(self) -> None:
+        """A handler that drops the connection, closes it or fails hears of no more of the packet than with autobahn."""
+
+        def drops(connection: Connection, payload: bytes) -> None:
+            if payload == b"2":
+                connection.kill(NotRunning("enough"))
+
+        def closes(connection: Connection, payload: bytes) -> None:
+            if payload == b"2":
+                connection.close(4000, "enough")
+
+        sent = b"".join(text(str(number)) for number in range(5)) + frame(PING, b"?") + text("late")
+        for act, came in ((drops, 3), (closes, 6)):
+            seen = []
+            for short in (True, False):
+                with self.way(short):
+                    self.fresh()
+                    self.handler.on["received"] = act
+                    self.feed(sent)
+                    seen.append((self.handler.messages, self.sent()))
+                    self.settle()
+                    self.transport.lose(ConnectionDone())
+                    self.settle()
+                    self.successResultOf(self.client.stop())
+            self.assertEqual(seen[0], seen[1])
+            self.assertEqual(len(seen[0][0]), came)
+
+    def test_sent_too_much(self) -> None:
+        """The rate counts plain frames like others: both ways hear of as many, and stop at the same one."""
+        for rate, size in ((1.0, 1), (1.0, 150), (3.0, 1), (3.0, 4096)):
+            self.settings = config.WebSocket(max_message_rate=rate)
+            sent = b"".join(text(str(number) * size) for number in range(50))
+            with_it, without = (self.outcome([sent[:9], sent[9:]], short=short) for short in (True, False))
+            self.assertEqual(with_it, without)
+            messages = with_it[0]
+            assert isinstance(messages, list)
+            self.assertLess(0, len(messages))
+            self.assertLess(len(messages), 50)
 
 
 class ModelTests(ConformanceTestCase):

@@ -17,8 +17,9 @@ from msgspec import Struct
 from commsmgr.backend.events import EventLog
 from commsmgr.backend.faults import Faults
 from commsmgr.backend.switchboard import DIALECT_PLAIN, Switchboard
+from commsmgr.form import Form
 from commsmgr.messages import Id, Pong, RegistrationAck, RegistrationAckData, ResultBody, ResultStatus
-from commsmgr.sanitise import Form, Malformed
+from commsmgr.sanitise import Malformed
 from commsmgr.session.wire import decode_old_result, encode
 
 _form = functools.cache(Form)

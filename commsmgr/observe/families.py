@@ -34,9 +34,11 @@ class Family:
 
     def add(self, key: tuple[str, ...], amount: float) -> None:
         values = self.values
-        if key not in values and len(values) >= MOST_SERIES:
-            key = (OTHER,) * len(key)
-        values[key] = values.get(key, 0) + amount
+        if key not in values:
+            if len(values) >= MOST_SERIES:
+                key = (OTHER,) * len(key)
+            values.setdefault(key, 0)
+        values[key] += amount
 
     def collect(self, values: Series | None = None) -> Metric:
         family = self._family(f"commsmgr_{self._name}", self._text, labels=self._labels)

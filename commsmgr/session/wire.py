@@ -17,8 +17,9 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from commsmgr.config import Config
+from commsmgr.form import Form, check_understood, is_plain
 from commsmgr.messages import CommandData, FromBackend, Id, Push, ResultBody, ResultEnvelope
-from commsmgr.sanitise import Form, Malformed, check_frame, check_understood, scan
+from commsmgr.sanitise import Malformed, check_frame, scan
 
 M_co = TypeVar("M_co", covariant=True)
 T = TypeVar("T", bound=Struct)
@@ -127,6 +128,8 @@ class Decoder(Generic[M_co]):
         """
         if not is_text:
             raise Malformed("binary", "a message must be a text message")
+        if len(payload) <= self._max_bytes and is_plain(payload) and (settled := self._at_once(payload)) is not None:
+            return settled
         try:
             check_frame(payload, self._max_bytes, self._max_depth)
             try:
@@ -142,6 +145,14 @@ class Decoder(Generic[M_co]):
             # The stack was nearly used up when we were called: the limit of depth alone does not prevent this.
             raise Malformed("too-deep", "more levels than the stack has room for") from None
         return message  # type: ignore[no-any-return]  # of the union, as the decoder has checked
+
+    def _at_once(self, payload: bytes) -> M_co | None:
+        """Return the message in a plain payload if one look at what comes of it settles that it passes every check."""
+        try:
+            message = self._union.decode(payload)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        return message if self._forms[type(message)].is_all_of(payload, message, self._max_depth) else None
 
     def _push(self, payload: bytes, detail: str) -> Push:
         """Return as a push what does not fit into the union, if it is of an unknown type."""

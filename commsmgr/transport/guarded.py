@@ -5,7 +5,7 @@ autobahn knows RFC 6455 well, but lets exceptions escape from ``dataReceived``, 
 trusts the HTTP answer, times things on the global reactor and takes its masks from the global random generator. Here it
 does none of that: what it raises ends this connection and goes no further, its timers are off
 (:mod:`~commsmgr.transport.attempt` has one of its own), the answer is read by :mod:`~commsmgr.transport.handshake`
-first, and frames are written by :func:`encode_frame`.
+first, and :mod:`~commsmgr.transport.frames` writes all frames and reads the plain ones.
 
 Once :meth:`GuardedProtocol.drop` was called, or the peer's close frame has come, nothing that arrives counts any more
 (RFC 6455 section 5.5.1).
@@ -28,7 +28,6 @@ from typing import Any, Final, Protocol
 from autobahn.util import encode_truncate
 from autobahn.websocket.protocol import WebSocketProtocol
 from autobahn.websocket.types import ConnectingRequest
-from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-defined]  # made by either of two modules
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -37,6 +36,7 @@ from twisted.python.failure import Failure
 from commsmgr.errors import CommsError, PeerViolation, RateExceeded, TransportError
 from commsmgr.policy.rate import TokenBucket
 from commsmgr.transport.bare import BareProtocol
+from commsmgr.transport.frames import encode_frame, plain_texts
 from commsmgr.transport.handshake import MAX_HEAD_BYTES, SWITCHING_PROTOCOLS, is_interim, read_head, refusal
 
 NO_STATUS: Final = 1005
@@ -54,8 +54,6 @@ FLOODED: Final = (1008, "too many messages")
 """Close code (RFC 6455 section 7.4.1) and reason for a peer that sends too much."""
 
 _TEXT: Final = 1
-# Above this size autobahn's masker is faster than arithmetic, with its native code at least.
-_LONG_INTEGER: Final = 1500
 
 
 class ProtocolOwner(Protocol):
@@ -202,6 +200,26 @@ class GuardedProtocol(BareProtocol):
         if self.failedByMe and not self._deaf:
             self._owner.violated(PeerViolation(f"closed with {self.localCloseCode}: {_text(self.localCloseReason)}"))
 
+    def processData(self) -> bool:
+        # autobahn's step, which it repeats while there is data. Plain messages before what is left to it are taken
+        # here. Once it has failed the connection no message counts.
+        if self.current_frame is None and not self.inside_message and not self.failedByMe:
+            payloads, taken = plain_texts(self.data, self.maxMessagePayloadSize)
+            if taken:
+                self.data = self.data[taken:]
+                self._frame_begun = True
+                for payload in payloads:
+                    if not self._rate.take():
+                        self._flooded()
+                    elif len(payload) >= UNIT:
+                        self._count(len(payload) // UNIT)
+                    if self._deaf:
+                        return False
+                    self._owner.received(payload, True)
+                if self._deaf or not self.data:
+                    return False
+        return bool(super().processData())
+
     def _guarded(self, step: Callable[..., object], *args: object) -> None:
         try:
             step(*args)
@@ -211,8 +229,10 @@ class GuardedProtocol(BareProtocol):
 
     def _count(self, units: int = 1) -> None:
         """Something came that makes work; end the connection when it is too much."""
-        if self._rate.take(units) or self._deaf:
-            return
+        if not self._rate.take(units) and not self._deaf:
+            self._flooded()
+
+    def _flooded(self) -> None:
         error = RateExceeded("closed with 1008: it sends more messages than websocket.max_message_rate")
         self.data = b""
         if self.state == WebSocketProtocol.STATE_OPEN:
@@ -334,28 +354,6 @@ class GuardedProtocol(BareProtocol):
     ) -> None:
         # The other arguments are for fuzzing and for trickling; autobahn leaves them at their defaults.
         self.transport.write(encode_frame(opcode, payload, self._entropy(4), fin=fin, rsv=rsv))
-
-
-def encode_frame(opcode: int, payload: bytes, mask: bytes, *, fin: bool = True, rsv: int = 0) -> bytes:
-    """
-    Return one masked frame (RFC 6455 section 5.2).
-
-    :param mask: four random bytes.
-    """
-    first = (0x80 if fin else 0) | rsv << 4 | opcode
-    length = len(payload)
-    if length < 126:
-        header = bytes((first, 0x80 | length))
-    elif length < 1 << 16:
-        header = bytes((first, 0x80 | 126)) + length.to_bytes(2, "big")
-    else:
-        header = bytes((first, 0x80 | 127)) + length.to_bytes(8, "big")
-    if length > _LONG_INTEGER:
-        masked: bytes = create_xor_masker(mask, length).process(payload)
-    else:
-        key = (mask * (length // 4 + 1))[:length]
-        masked = (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(length, "big")
-    return header + mask + masked
 
 
 def _text(reason: bytes | None) -> str:

@@ -341,5 +341,5 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
 
 
 def native_acceleration_active() -> bool:
-    """Whether autobahn masks and validates by native code; without it large messages cost many times as much."""
+    """Whether autobahn masks and validates by native code, which it does for us with all but small messages."""
     return bool(USES_NVX)

@@ -15,10 +15,11 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from twisted.internet.task import Clock
 
-from commsmgr import config
+from commsmgr import config, form
 from commsmgr.errors import PeerViolation
 from commsmgr.messages import FromAgent, FromBackend, HeartbeatAnswer, Push
 from commsmgr.observe.metrics import Metrics
+from commsmgr.session import wire
 from commsmgr.session.wire import Decoder, Malformed, decode_old_result, encode
 from tests import strategies, test_heartbeats
 from tests.fuzz.kit import Input, nothing_wrong, promise
@@ -26,6 +27,7 @@ from tests.link_kit import LinkBench, Recorder, entry, pass_time
 
 INSTRUMENT = (
     "commsmgr.sanitise",
+    "commsmgr.form",
     "commsmgr.session",
     "commsmgr.openlink",
     "commsmgr.answers",
@@ -62,6 +64,7 @@ def one(data: bytes) -> None:
         for line in lines:
             _decoded(_from_backend, FromBackend, line)
             _decoded(_from_agent, FromAgent, line)
+            _judged_alike(line)
             decode_old_result(line)
         _answer(lines[0])
         _link(lines, v1=v1, is_text=not binary, results=results, registered=registered)
@@ -81,6 +84,20 @@ def _decoded(decoder: Decoder[msgspec.Struct], union: object, line: bytes) -> No
         promise(isinstance(json.loads(line), dict), "a push is no object", line)
     else:
         promise(msgspec.json.decode(encode(message), type=union) == message, "not the same when written again", message)
+
+
+def _judged_alike(line: bytes) -> None:
+    """What one look settles is what the checks one by one say."""
+    verdicts = []
+    for is_plain in (form.is_plain, lambda payload: False):
+        wire.is_plain = is_plain
+        try:
+            verdicts.append(repr(_from_backend.decode(line, True)))
+        except Malformed as error:
+            verdicts.append(f"{error.reason}, {error.detail}, {error.id}")
+        finally:
+            wire.is_plain = form.is_plain
+    promise(verdicts[0] == verdicts[1], "one look and one check after the other differ", *verdicts)
 
 
 def _answer(body: bytes) -> None:
