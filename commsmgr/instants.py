@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -22,23 +23,24 @@ def rfc3339(seconds: Any, timespec: str = "milliseconds") -> str:
 
 class Timestamps:
     """
-    Tells the time as RFC 3339, to the millisecond. A text is made once for all that is asked within one.
+    Tells the time as RFC 3339, to the millisecond. The date is made once a second: each message asks for the time.
 
     :param seconds: since the epoch.
     """
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._seconds = seconds
-        self._millisecond: int | None = None
-        self._text = ""
+        self._second: int | None = None
+        self._date = ""
 
     def __call__(self) -> str:
         """Return the time now."""
         now = self._seconds()
-        if (millisecond := int(now * 1000)) != self._millisecond:
-            self._text = rfc3339(now)
-            self._millisecond = millisecond
-        return self._text
+        second = math.floor(now)
+        if second != self._second:
+            self._date = rfc3339(second, "seconds").removesuffix("Z")
+            self._second = second
+        return f"{self._date}.{int((now - second) * 1000):03}Z"
 
 
 def shown(seconds: float) -> str:

@@ -1,0 +1,34 @@
+"""Moments as text."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from commsmgr.instants import Timestamps, rfc3339
+
+
+class Clock(SynchronousTestCase):
+    """The time now, told again and again."""
+
+    def test_tells_the_time(self) -> None:
+        """Each text is the moment's, to the millisecond, in whatever order moments come."""
+        now = 0.0
+        tell = Timestamps(lambda: now)
+        for now, told in (
+            (1_800_000_000.0, "2027-01-15T08:00:00.000Z"),
+            (1_800_000_000.0625, "2027-01-15T08:00:00.062Z"),
+            (1_800_000_000.9999, "2027-01-15T08:00:00.999Z"),
+            (1_800_000_001.0, "2027-01-15T08:00:01.000Z"),
+            (1_799_999_999.5, "2027-01-15T07:59:59.500Z"),
+            (-0.25, "1969-12-31T23:59:59.750Z"),
+        ):
+            self.assertEqual(told, tell())
+            at = datetime.fromisoformat(told).astimezone(UTC).timestamp()
+            self.assertLess(abs(at - now), 0.001)
+
+    def test_no_date(self) -> None:
+        """A moment beyond all dates is an error, from one as from the other."""
+        self.assertRaises(ValueError, Timestamps(lambda: 1e18))
+        self.assertRaises(ValueError, rfc3339, 1e18)
