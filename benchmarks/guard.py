@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.counted import FEW, MANY
 from benchmarks.measure import Missing, environment, program
 
-MOST = {"websocket": 4.5, "http": 1.4}
+MOST = {"websocket": 2.1, "http": 0.96}
 """
 The most that commsmgr may take of what the bare library takes, by kind of work.
 

@@ -52,9 +52,13 @@ class CommandChannel:
         """
         return Deferred.fromCoroutine(self._get())
 
-    async def _get(self) -> Command:
+    async def arrival(self) -> None:
+        """Wait until there is a command to take, or there will be none."""
         while not self._waiting and not self._closed:
             await self._arrivals.wait()
+
+    async def _get(self) -> Command:
+        await self.arrival()
         if self._closed:
             raise NotRunning("the manager stops: no more commands")
         command = self._waiting.pop(0)

@@ -100,14 +100,17 @@ class CommandRunner:
 
     async def _loop(self) -> None:
         with suppress(NotRunning, CancelledError):
-            # One waits; each that begins to run a command leaves another one behind to wait for the next.
+            # One waits; each that takes a command leaves another one behind to wait for the next. It does so while the
+            # command is being marked as offered, so that those that come together are marked in one commit.
             while not self._idle:
                 self._idle += 1
                 try:
-                    command = await self._next()
+                    await self._channel.arrival()
                 finally:
                     self._idle -= 1
+                taking = Deferred.fromCoroutine(self._next())
                 self._begin_loop()
+                command = await taking
                 self.running += 1
                 try:
                     await self._run(command)

@@ -257,6 +257,22 @@ class Reporting(RunnerTestCase):
         self.assertEqual([result.key for result in self.results], [2, 1, 3])
         self.idle()
 
+    def test_marked_together(self) -> None:
+        """Those that wait are marked as offered side by side, not each after the commit of the one before."""
+        marks: list[Deferred[None]] = []
+        self.patch(self.channel, "_mark_offered", lambda keys: marks.append(Deferred()) or marks[-1])
+        self.start(lambda c: c.success(), concurrency=3)
+        for key in (1, 2, 3, 4):
+            self.channel.put(command(key))
+        self.assertEqual((len(marks), len(self.channel), self.runner.running), (3, 1, 0))
+        for mark in marks[:3]:
+            mark.callback(None)
+        self.assertEqual([result.key for result in self.results], [1, 2, 3])
+        self.assertEqual(len(marks), 4)
+        marks[3].callback(None)
+        self.assertEqual([result.key for result in self.results], [1, 2, 3, 4])
+        self.idle()
+
     def test_result_cannot_be_sent(self) -> None:
         """A result that is too large or wrong becomes an error that says why; only that one counts."""
         self.answers = [InvalidMessage("the result has 99 bytes")]
