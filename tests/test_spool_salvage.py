@@ -32,6 +32,8 @@ T = TypeVar("T")
 class AtOnce:
     """An executor that does everything where it stands."""
 
+    linger = 0.0
+
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]:
         return maybeDeferred(work)
 

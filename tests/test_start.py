@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,7 @@ NOT_AT_START = {
 }
 """What an agent with the default settings has no use for when it starts, and what it is for."""
 
-SHARE = 0.35
+SHARE = 0.4
 """
 The most that commsmgr's own modules, and what they load beyond the libraries, may take of the whole import.
 
@@ -54,6 +55,8 @@ def run(code: str, *options: str) -> str:
     done = subprocess.run(
         [sys.executable, *options, "-c", code],
         cwd=ROOT,
+        # Where modules are compiled at each start because nobody may keep what comes of it, little else is seen.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
