@@ -23,6 +23,7 @@ BENCH = [
     "persist-queue>=1.1",
     "picows>=2.0",
     "python-socketio[asyncio_client]>=5.16",
+    "requests>=2.32",
     "websockets>=16.0",
 ]
 DOCS = ["furo>=2025.9", "sphinx>=8.2"]

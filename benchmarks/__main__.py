@@ -43,6 +43,7 @@ def main() -> int:
             missing += 1
             continue
         print(report.table(result) + "\n", flush=True)
+        missing += len(result.missing)
         results.append(result)
         # Written each time anew: what was measured is not lost when a later one is interrupted.
         if given.json is not None:

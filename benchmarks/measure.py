@@ -115,6 +115,7 @@ class Result(Struct, frozen=True):
 
     :ivar figures: by contender, by metric.
     :ivar ratios: the same, each to the reference's within the same round.
+    :ivar missing: contenders that were not measured, and why; targets that concern them are not judged.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Result(Struct, frozen=True):
     figures: dict[str, dict[str, Figure]]
     ratios: dict[str, dict[str, Figure]]
     verdicts: list[Verdict]
+    missing: dict[str, str] = {}
 
 
 def figure(values: Sequence[float]) -> Figure:
@@ -142,21 +144,35 @@ def compare(benchmark: Benchmark, rounds: int = 0, say: Any = None) -> Result:
     Run a benchmark.
 
     :param rounds: how often each contender runs; the benchmark's own number when 0.
-    :raise Missing: a server's program or a contender's package is not there.
+    :raise Missing: what the reference needs is not on this machine; what others need is noted.
     """
     rounds = rounds or benchmark.rounds
     samples: dict[str, list[Sample]] = {each.name: [] for each in benchmark.contenders}
+    missing: dict[str, str] = {}
     with ExitStack() as stack:
         addresses: dict[str, dict[str, Any]] = {"": {}}
         for name, server in benchmark.servers.items():
-            addresses[name] = stack.enter_context(serving(server))
+            try:
+                addresses[name] = stack.enter_context(serving(server))
+            except Missing as error:
+                missing |= {each.name: str(error) for each in benchmark.contenders if each.server == name}
         for turn in range(rounds):
             first = turn % len(benchmark.contenders)
             for contender in benchmark.contenders[first:] + benchmark.contenders[:first]:
-                sample = run(contender, addresses[contender.server])
+                if contender.name in missing:
+                    continue
+                try:
+                    sample = run(contender, addresses[contender.server])
+                except Missing as error:
+                    missing[contender.name] = str(error)
+                    continue
                 samples[contender.name].append(sample)
                 if say is not None:
                     say(f"{benchmark.name} {turn + 1}/{rounds} {contender.name}: {sample.value('cpu'):.1f} us CPU")
+    if benchmark.reference in missing:
+        raise Missing(missing[benchmark.reference])
+    for name in missing:
+        del samples[name]
     metrics = benchmark.metrics
     return Result(
         benchmark.name,
@@ -165,7 +181,12 @@ def compare(benchmark: Benchmark, rounds: int = 0, say: Any = None) -> Result:
         rounds,
         {name: {each: figure([s.value(each) for s in found]) for each in metrics} for name, found in samples.items()},
         {name: {each: ratios(samples, each, name, benchmark.reference) for each in metrics} for name in samples},
-        [verdict(samples, target) for target in benchmark.targets],
+        [
+            verdict(samples, target)
+            for target in benchmark.targets
+            if not missing.keys() & {target.contender, target.against}
+        ],
+        missing,
     )
 
 

@@ -32,6 +32,7 @@ def table(result: Result) -> str:
             cells.append(f"{unit(metric)} {_plain(figures[metric])}  {_times(ratio)}")
         lines.append(f"  {name:{width}}  " + "   ".join(cells))
     lines += [f"  {line}" for line in map(_judged, result.verdicts)]
+    lines += [f"  not measured: {name}: {why}" for name, why in result.missing.items()]
     return "\n".join(lines)
 
 

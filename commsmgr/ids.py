@@ -10,7 +10,8 @@ from collections.abc import Callable
 from random import Random
 
 _COUNTER_BITS = 12
-_STOCK = 1024
+_STOCK = 32
+"""Ids for which random bits are asked for at a time; few, for each manager has a stock."""
 
 
 class IdSource:
@@ -29,22 +30,22 @@ class IdSource:
     def __init__(self, seconds: Callable[[], float], random: Random) -> None:
         self._seconds = seconds
         self._random = random
-        self._stock: list[str] = []
+        self._digits = ""
+        self._at = 0
         self._last = 0
 
     def __call__(self) -> str:
         """Return the next id, 36 characters of lower-case hexadecimal and hyphens."""
         now = int(self._seconds() * 1000) << _COUNTER_BITS
         self._last = last = now if now > self._last else self._last + 1
-        if not self._stock:
-            self._stock = self._tails()
+        if self._at == len(self._digits):
+            self._digits, self._at = self._random.randbytes(8 * _STOCK).hex(), 0
+        digits, at = self._digits, self._at
+        self._at = at + 16
         milliseconds = last >> _COUNTER_BITS & 0xFFFF_FFFF_FFFF
-        return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{last & 0xFFF:03x}-{self._stock.pop()}"
-
-    def _tails(self) -> list[str]:
-        """Return what follows the time in as many ids: the variant (RFC 9562 section 4.1) and 62 random bits."""
-        digits = self._random.randbytes(8 * _STOCK).hex()
-        return [
-            f"{'89ab'[int(digits[at], 16) & 3]}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + 16]}"
-            for at in range(0, len(digits), 16)
-        ]
+        # The variant (RFC 9562 section 4.1), which leaves 62 of 64 bits to chance.
+        variant = "89ab"[int(digits[at], 16) & 3]
+        return (
+            f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{last & 0xFFF:03x}"
+            f"-{variant}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + 16]}"
+        )

@@ -96,6 +96,23 @@ class Running(SynchronousTestCase):
             pass
         self.assertIn("apt-get install some-package", str(caught.exception))
 
+    def test_some_are_missing(self) -> None:
+        """Where one contender cannot be measured the others are, and no target that concerns it is judged."""
+        servers = {"there-is-none": Server(("commsmgr-is-not-there", "{port}"), package="some-package")}
+        contenders = (
+            self.contender("ours"),
+            self.contender("no package", "not_there:run"),
+            Contender("no server", "raw_log:run", {}, server="there-is-none"),
+        )
+        targets = (Target("ours", "cpu", "no package"), Target("ours", "cpu", at_least=0.0))
+        result = measure.compare(Benchmark("b", "t", contenders, "ours", servers=servers, targets=targets), 2)
+        self.assertEqual(["ours"], list(result.figures))
+        self.assertEqual({"no package", "no server"}, result.missing.keys())
+        self.assertEqual([targets[1]], [each.target for each in result.verdicts])
+        self.assertIn("  not measured: no server: commsmgr-is-not-there is not installed", report.table(result))
+        with self.assertRaises(Missing):
+            measure.compare(Benchmark("b", "t", contenders, "no package", servers=servers), 1)
+
     def test_server_ends(self) -> None:
         """A server that ends at once is no server."""
         with self.assertRaises(RuntimeError), measure.serving(Server(("false", "{port}"))):
@@ -165,6 +182,7 @@ class Guard(SynchronousTestCase):
         """Each kind of work has a bound, and one that is above it is too much."""
         self.assertEqual({f"{kind}/{side}" for kind in guard.MOST for side in ("bare", "commsmgr")}, set(WORK))
         counts = dict.fromkeys(WORK, 100.0)
+        counts |= {f"{kind}/commsmgr": 100.0 * most for kind, most in guard.MOST.items()}
         self.assertTrue(guard.judge(counts)[1])
         lines, good = guard.judge({**counts, "http/commsmgr": 100.0 * guard.MOST["http"] + 1})
         self.assertFalse(good)

@@ -437,7 +437,7 @@ class FailingDiskTests(OnDisk):
     def fail_commit(self, spool: Spool, *, really: bool) -> None:
         books = spool._store._writer._books
         assert books is not None
-        books.unflushed = FailingCommit(books.unflushed, really)  # type: ignore[assignment]  # behaves like one
+        books.db = FailingCommit(books.db, really)  # type: ignore[assignment]  # behaves like one
 
     async def test_disk_away(self) -> None:
         """

@@ -262,7 +262,7 @@ class OutboxTests(SynchronousTestCase):
         books = world.spool._store._writer._books
         assert books is not None
         for column, wrong, seq in (("accepted_at", b"\xff", 2), ("accepted_at", b"x", 3), ("kind", b"\xff", 4)):
-            books.db.execute(f"UPDATE entry SET {column} = CAST(? AS TEXT) WHERE seq = ?", (wrong, seq))
+            books.flush().execute(f"UPDATE entry SET {column} = CAST(? AS TEXT) WHERE seq = ?", (wrong, seq))
         world.clock.advance(100)
         world.get(world.event("young"))
         self.assertEqual(world.get(world.outbox.expire()), 5)
@@ -780,7 +780,7 @@ class Model(RuleBasedStateMachine):
         known = self.commands[name]
         books = self.world.spool._store._writer._books
         assert books is not None
-        (known[2],) = books.db.execute("SELECT seq FROM entry WHERE id = ?", (known[1],)).fetchone()
+        (known[2],) = books.flush().execute("SELECT seq FROM entry WHERE id = ?", (known[1],)).fetchone()
         self.appended(known[2], known[1])
 
     @precondition(lambda self: self.commands and len(self.held) < 30)
@@ -809,7 +809,7 @@ class Model(RuleBasedStateMachine):
         assert self.world.inbox.open_count == sum(result is None for _, result, _ in self.commands.values())
         rows = self.world.get(
             self.world.outbox._store.submit(
-                Ask(lambda books: books.db.execute("SELECT seq, id FROM entry ORDER BY seq").fetchall())
+                Ask(lambda books: books.flush().execute("SELECT seq, id FROM entry ORDER BY seq").fetchall())
             )
         )
         assert rows == self.held, (rows, self.held)

@@ -131,7 +131,7 @@ def autobahn(count: int, addresses: Sequence[str]) -> Sample:
     from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
-    from twisted.internet.endpoints import HostnameEndpoint
+    from twisted.internet.endpoints import TCP4ClientEndpoint
 
     connections = []
 
@@ -149,7 +149,7 @@ def autobahn(count: int, addresses: Sequence[str]) -> Sample:
         factory = WebSocketClientFactory(f"ws://{address}/ws", protocols=[SUBPROTOCOL], reactor=reactor)
         factory.protocol, factory.noisy = Agent, False
         host, port = address.split(":")
-        return HostnameEndpoint(reactor, host, int(port)), factory
+        return TCP4ClientEndpoint(reactor, host, int(port)), factory
 
     made_once = {address: made(address) for address in addresses}
 

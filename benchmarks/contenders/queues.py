@@ -31,10 +31,11 @@ def sqlite(operations: int, size: int, batch: int) -> Sample:
     return sample
 
 
-def persist_queue(operations: int, size: int) -> Sample:
-    """Put into persist-queue's SQLite queue, which commits each put, with ``auto_commit`` or without."""
+def persist_queue(operations: int, size: int, batch: int) -> Sample:
+    """Put into persist-queue's SQLite queue, one by one, each with its commit."""
     from persistqueue import SQLiteQueue
 
+    assert batch == 1
     body, watch = b"r" * size, Watch()
     queue = SQLiteQueue("queue", auto_commit=True)
     for count in range(operations + WARM_UP):

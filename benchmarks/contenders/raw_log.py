@@ -1,4 +1,4 @@
-"""A file that is appended to and synchronised: the least that durable can cost."""
+"""A file that is appended to and synchronised: what durable costs without a database."""
 
 from __future__ import annotations
 

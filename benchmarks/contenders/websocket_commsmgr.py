@@ -112,7 +112,7 @@ class _Session(_Handler):
         def nothing(*_: object) -> None:
             pass
 
-        names = LinkEvents.__dataclass_fields__
+        names = LinkEvents.__struct_fields__
         self._events = LinkEvents(**{name: events.get(name, nothing) for name in names})
 
     def _begin(self, connection: Connection) -> None:

@@ -38,7 +38,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         name="growth-in-flight",
-        title="POST of 512 bytes, by the number at the same time",
+        title="POST of 512 bytes, by the number that wait for their answers at the same time",
         reference=_at_a_time(10),
         contenders=tuple(_contender(_at_a_time(number), concurrent=number, operations=3000) for number in _CONCURRENT),
         servers=SERVERS,

@@ -34,6 +34,7 @@ def _benchmark(window: int, operations: int, at_most: float) -> Benchmark:
         targets=(
             Target(full, "cpu", paho, at_most=at_most),
             Target(full, "cpu", nats, at_most=1.0),
+            Target(full, "cpu", "nats-py publish_async", at_most=1.0),
         ),
     )
 

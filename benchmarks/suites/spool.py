@@ -13,7 +13,7 @@ RAW, OURS = "append + fdatasync", "commsmgr"
 SINGLY = 4000
 
 
-def _enqueue(name: str, title: str, batch: int, operations: int, slow: int, least: float) -> Benchmark:
+def _enqueue(name: str, title: str, batch: int, operations: int, least: float) -> Benchmark:
     work = {"operations": operations, "size": SIZE, "batch": batch}
     return Benchmark(
         name=name,
@@ -24,13 +24,14 @@ def _enqueue(name: str, title: str, batch: int, operations: int, slow: int, leas
             Contender(RAW, "raw_log:run", work),
             Contender(OURS, "commsmgr_spool:run", work),
             Contender("SQLite, one table, WAL, FULL", "queues:sqlite", work),
-            Contender("persist-queue", "queues:persist_queue", {"operations": slow, "size": SIZE}),
+            # It commits each put by itself, so it has no hundred at a time.
+            *([Contender("persist-queue", "queues:persist_queue", work)] if batch == 1 else []),
             Contender("diskcache, FULL", "queues:diskcache", {**work, "synchronous": 2}),
             Contender("diskcache, not power-safe", "queues:diskcache", {**work, "synchronous": 1}),
         ),
         targets=(
             Target(OURS, "rate", RAW, at_least=least),
-            Target(OURS, "rate", "persist-queue", at_least=1.0),
+            *([Target(OURS, "rate", "persist-queue", at_least=1.0)] if batch == 1 else []),
             Target(OURS, "rate", "diskcache, FULL", at_least=1.0),
         ),
         rounds=3,
@@ -38,8 +39,8 @@ def _enqueue(name: str, title: str, batch: int, operations: int, slow: int, leas
 
 
 BENCHMARKS = (
-    _enqueue("spool-singly", f"one event of {SIZE} bytes made durable, one at a time", 1, SINGLY, 2000, 0.5),
-    _enqueue("spool-by-100", f"one event of {SIZE} bytes made durable, a hundred at a time", 100, 50_000, 2000, 0.45),
+    _enqueue("spool-singly", f"one event of {SIZE} bytes made durable, one at a time", 1, SINGLY, 0.5),
+    _enqueue("spool-by-100", f"one event of {SIZE} bytes made durable, a hundred at a time", 100, 50_000, 0.45),
     Benchmark(
         name="spool-backlog",
         title=f"one of a million waiting events of {SIZE} bytes taken and acknowledged, a hundred at a time",

@@ -28,7 +28,7 @@ MAX_STATES: Final = 1000
 """Keys of the state lane; each holds one message, and the agent chooses them."""
 
 _COLUMNS: Final = "seq, kind, id, key, accepted_at, expires_at, crc, body"
-_VALUES: Final = "(?, ?, ?, ?, ?, ?, ?, ?)"
+_VALUES: Final = f"({', '.join('?' * len(_COLUMNS.split(', ')))})"
 _INSERT: Final = f"INSERT INTO entry ({_COLUMNS}) VALUES {_VALUES}"
 _TOGETHER: Final = 10
 """Rows that one statement inserts while there are as many: a fifth cheaper; more gain nothing."""
@@ -59,13 +59,13 @@ class Books:
     """
     The database, seen by one transaction.
 
-    New entries are inserted together, which takes half the time: they wait until :attr:`db` is asked for, so that each
-    statement sees them, or the totals are written.
+    New entries are inserted together, which takes half the time: they wait for :meth:`flush`, which goes before each
+    statement that has to see them.
 
     :param max_dead_letters: dead letters kept; the oldest give way.
     :param max_dead_bytes: bytes of their bodies kept.
     :param max_remembered: bytes of the bodies of results kept for duplicates of their commands.
-    :ivar unflushed: the connection, for what does not concern the table of entries.
+    :ivar db: the connection, for what does not concern the table of entries; :meth:`flush` returns it for the rest.
     :ivar lossbook: what was given up and not yet reported.
     :ivar damaged: whether pages leave out what cannot be read, instead of failing.
     :ivar nothing_new: why what is new is refused in this transaction; empty when it is not.
@@ -80,7 +80,7 @@ class Books:
         max_remembered: int,
         damaged: bool = False,
     ) -> None:
-        self.unflushed = db
+        self.db = db
         self._rows: list[tuple[Any, ...]] = []
         self._oldest: tuple[int, float] | None = None
         self._oldest_known = False
@@ -92,20 +92,19 @@ class Books:
         self._max_dead_bytes = max_dead_bytes
         self.reload()
 
-    @property
-    def db(self) -> sqlite3.Connection:
-        """The connection, for any statement: whatever was added is in the database."""
+    def flush(self) -> sqlite3.Connection:
+        """Insert what was added, and return the connection, for any statement."""
         if self._rows:
             rows, end = self._rows, len(self._rows) // _TOGETHER * _TOGETHER
             together = [sum(rows[first : first + _TOGETHER], ()) for first in range(0, end, _TOGETHER)]
-            self.unflushed.executemany(_INSERT_TOGETHER, together)
-            self.unflushed.executemany(_INSERT, rows[end:])
+            self.db.executemany(_INSERT_TOGETHER, together)
+            self.db.executemany(_INSERT, rows[end:])
             self._rows = []  # not if that fails: then the batch must, too
-        return self.unflushed
+        return self.db
 
     def lenient(self) -> AbstractContextManager[None]:
         """Read text that is no UTF-8 as well, for a row that is damaged."""
-        return lenient(self.unflushed)
+        return lenient(self.db)
 
     def reload(self) -> None:
         """
@@ -116,7 +115,7 @@ class Books:
         self._rows.clear()
         self._oldest_known = False
         with self.lenient():
-            counter = read_counter(self.unflushed)
+            counter = read_counter(self.db)
         if counter is None:
             raise torn("the totals are damaged")
         self.counter = counter
@@ -134,17 +133,21 @@ class Books:
         self.counter.commits += 1
         if min(structs.astuple(self.counter)) < 0:
             self.counter = Counter(*(max(total, 0) for total in structs.astuple(self.counter)))
-        write_counter(self.db, self.counter)
+        write_counter(self.flush(), self.counter)
         return self.counter.commits
 
     def oldest_event_at(self) -> float | None:
         """Return when the oldest event was accepted; it is read again only when that one has gone."""
         if not self._oldest_known:
-            self._oldest = self.db.execute(
-                "SELECT seq, accepted_at FROM entry WHERE seq < ? AND typeof(accepted_at) = 'real'"
-                " ORDER BY seq LIMIT 1",
-                (first_seq(Lane.STATE),),
-            ).fetchone()
+            self._oldest = (
+                self.flush()
+                .execute(
+                    "SELECT seq, accepted_at FROM entry WHERE seq < ? AND typeof(accepted_at) = 'real'"
+                    " ORDER BY seq LIMIT 1",
+                    (first_seq(Lane.STATE),),
+                )
+                .fetchone()
+            )
             self._oldest_known = True
         return None if self._oldest is None else self._oldest[1]
 
@@ -153,8 +156,7 @@ class Books:
         counter = self.counter
         seq = counter.next_event
         entry = Entry(seq, Lane.EVENT, kind, id, body, accepted_at, expires_at)
-        crc = entry_checksum(seq, kind, id, "", accepted_at, expires_at, body)
-        self._rows.append((seq, kind, id, "", accepted_at, expires_at, crc, body))
+        self._append(entry)
         if self._oldest is None:
             self._oldest_known = False
         counter.next_event = seq + 1
@@ -172,7 +174,7 @@ class Books:
         :raise QueueFull: there are too many keys.
         """
         counter = self.counter
-        row = self.db.execute("SELECT seq FROM entry WHERE key = ? AND key <> ''", (key,)).fetchone()
+        row = self.flush().execute("SELECT seq FROM entry WHERE key = ? AND key <> ''", (key,)).fetchone()
         older: int | None = None
         if row is not None:
             older = row[0]
@@ -181,12 +183,12 @@ class Books:
             raise QueueFull(f"state of {MAX_STATES} keys is waiting already")
         seq = first_seq(Lane.STATE) + counter.next_state
         entry = Entry(seq, Lane.STATE, kind, id, body, accepted_at, expires_at, key)
-        self._insert(entry)
+        self._append(entry)
         counter.next_state += 1
         counter.states += 1
         return entry, older
 
-    def _insert(self, entry: Entry) -> None:
+    def _append(self, entry: Entry) -> None:
         seq, kind, name, key, body = entry.seq, entry.kind, entry.id, entry.key, entry.body
         accepted_at, expires_at = entry.accepted_at, entry.expires_at
         crc = entry_checksum(seq, kind, name, key, accepted_at, expires_at, body)
@@ -194,7 +196,7 @@ class Books:
 
     def delete(self, seqs: Iterable[int]) -> None:
         """Remove entries; those that are not there any more do not matter."""
-        counter, db = self.counter, self.db
+        counter, db = self.counter, self.flush()
         for first, last in runs(seqs):
             # The lengths come from the records' headers: a large body is not read. A damaged one may be NULL.
             count, size = db.execute(
@@ -213,7 +215,7 @@ class Books:
 
     def has(self, seq: int) -> bool:
         """Say whether the entry is there."""
-        return self.db.execute("SELECT 1 FROM entry WHERE seq = ?", (seq,)).fetchone() is not None
+        return self.flush().execute("SELECT 1 FROM entry WHERE seq = ?", (seq,)).fetchone() is not None
 
     def page(self, lane: Lane, after: int, now: float) -> Page:
         """
@@ -271,7 +273,7 @@ class Books:
         return page if page.complete or page.last > after else None
 
     def _page(self, lane: Lane, after: int, now: float, limit: int) -> Page:
-        rows = self.db.execute(
+        rows = self.flush().execute(
             f"SELECT {_COLUMNS} FROM entry WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
             (after, first_seq(lane + 1), limit),
         )
@@ -300,12 +302,12 @@ class Books:
     def bury(self, seq: int, reason: str, now: float) -> list[Gone]:
         """Make a dead letter of an entry, and of nothing when it is not there any more."""
         with self.lenient():
-            found = self.db.execute("SELECT kind, length(body) FROM entry WHERE seq = ?", (seq,)).fetchone()
+            found = self.flush().execute("SELECT kind, length(body) FROM entry WHERE seq = ?", (seq,)).fetchone()
         if found is None:
             return []
         kind, size = str(found[0]), int(found[1] or 0)
         if self._max_dead_letters and size <= self._max_dead_bytes:
-            self.db.execute(
+            self.flush().execute(
                 "INSERT INTO dead_letter (seq, kind, id, key, accepted_at, died_at, reason, body)"
                 # What is damaged may be NULL, which the table does not take.
                 " SELECT seq, coalesce(kind, ''), coalesce(id, ''), coalesce(key, ''), coalesce(accepted_at, ?), ?, ?,"
@@ -322,14 +324,16 @@ class Books:
         counter = self.counter
         while counter.dead_letters > self._max_dead_letters or counter.dead_bytes > self._max_dead_bytes:
             with self.lenient():
-                oldest = self.db.execute(
-                    "SELECT n, kind, coalesce(length(body), 0) FROM dead_letter ORDER BY n LIMIT 1"
-                ).fetchone()
+                oldest = (
+                    self.flush()
+                    .execute("SELECT n, kind, coalesce(length(body), 0) FROM dead_letter ORDER BY n LIMIT 1")
+                    .fetchone()
+                )
             if oldest is None:
                 counter.dead_letters = counter.dead_bytes = 0  # they were wrong
                 return
             n, kind, size = oldest
-            self.db.execute("DELETE FROM dead_letter WHERE n = ?", (n,))
+            self.flush().execute("DELETE FROM dead_letter WHERE n = ?", (n,))
             counter.dead_letters -= 1
             counter.dead_bytes -= size
             self.count_loss(Reason.EVICTED, str(kind), now)
@@ -348,16 +352,20 @@ class Books:
         :return: what was given up, and whether there may be more.
         """
         event, state = sent[Lane.EVENT], sent[Lane.STATE]
-        over = self.db.execute(
-            "SELECT seq FROM entry WHERE expires_at <= ? AND (seq > ? AND seq < ? OR seq > ?) LIMIT ?",
-            (now, event, first_seq(Lane.STATE), state, SLICE),
-        ).fetchall()
+        over = (
+            self.flush()
+            .execute(
+                "SELECT seq FROM entry WHERE expires_at <= ? AND (seq > ? AND seq < ? OR seq > ?) LIMIT ?",
+                (now, event, first_seq(Lane.STATE), state, SLICE),
+            )
+            .fetchall()
+        )
         gone = [each for (seq,) in over for each in self.bury(seq, Reason.EXPIRED, now)]
         more = len(over) == SLICE
         if oldest is not None and not more:
             # In order of acceptance, hence of age, save for steps of the clock, which only make one wait longer.
             aged: list[tuple[int, Reason]] = []
-            rows = self.db.execute(
+            rows = self.flush().execute(
                 "SELECT seq, CASE typeof(accepted_at) WHEN 'real' THEN accepted_at END FROM entry"
                 " WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
                 (event, first_seq(Lane.STATE), SLICE),
@@ -374,7 +382,7 @@ class Books:
     def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return the latest dead letters, the latest first."""
         with self.lenient():
-            rows = self.db.execute(
+            rows = self.flush().execute(
                 "SELECT seq, kind, id, key, accepted_at, died_at, reason, body FROM dead_letter"
                 " ORDER BY n DESC LIMIT ?",
                 (limit,),

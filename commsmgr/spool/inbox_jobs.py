@@ -2,7 +2,7 @@
 What the writer does for the inbox; what it means, and what a crash in between means, says :mod:`.inbox`.
 
 Entries that wait to be inserted together do not concern the tables here, so most statements leave them waiting
-(:attr:`.Books.unflushed`).
+(:attr:`.Books.db`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Known(Job):
         self.outbox, self.id, self.digest, self.now = outbox, id, digest, float(now)
 
     def work(self, books: Books) -> tuple[Accepted | Duplicate | None, Entry | None]:
-        known = books.unflushed.execute(
+        known = books.db.execute(
             # Without a digest the id decides alone: one command may come by a plain link and, again, in the answer to a
             # heartbeat, which speaks commsmgr.v1.
             "SELECT key, finished_at, status, result_id, result_seq FROM command"
@@ -73,7 +73,7 @@ class Accept(Known):
         if answer is not None:
             return answer, repeated
         crc = command_checksum(self.id, self.digest, self.body)
-        key = books.unflushed.execute(
+        key = books.db.execute(
             "INSERT INTO command (id, digest, accepted_at, crc, body) VALUES (?, ?, ?, ?, ?)",
             (self.id, self.digest, self.now, crc, self.body),
         ).lastrowid
@@ -94,13 +94,13 @@ def _repeat(
     """Put the result of a finished command into the outbox, unless it is still there."""
     if books.has(result_seq):
         return Duplicate(key, True, status, result_id), None
-    row = books.unflushed.execute("SELECT crc, body FROM remembered WHERE key = ?", (key,)).fetchone()
+    row = books.db.execute("SELECT crc, body FROM remembered WHERE key = ?", (key,)).fetchone()
     if row is None or command_checksum(result_id, "", row[1]) != row[0]:
         return Duplicate(key, True, status, result_id, result_missing=True), None
     if (refusal := outbox.refusal(len(row[1]), books.counter)) is not None:
         raise refusal
     entry = books.add_event(RESULT_KIND, result_id, row[1], now, None)
-    books.unflushed.execute("UPDATE command SET result_seq = ? WHERE key = ?", (entry.seq, key))
+    books.db.execute("UPDATE command SET result_seq = ? WHERE key = ?", (entry.seq, key))
     return Duplicate(key, True, status, result_id), entry
 
 
@@ -113,7 +113,7 @@ class Offered(Job):
         self.keys = keys
 
     def work(self, books: Books) -> None:
-        books.unflushed.executemany("UPDATE command SET offered = 1 WHERE key = ?", [(key,) for key in self.keys])
+        books.db.executemany("UPDATE command SET offered = 1 WHERE key = ?", [(key,) for key in self.keys])
 
 
 class Complete(Job):
@@ -148,7 +148,7 @@ class Complete(Job):
         entry = books.add_event(RESULT_KIND, self.result_id, self.body, self.now, self.expires_at)
         if key is not None:
             # The command's own body has served; to know a duplicate its digest is enough.
-            books.unflushed.execute(
+            books.db.execute(
                 "UPDATE command SET finished_at = ?, status = ?, result_id = ?, result_seq = ?, crc = 0, body = x''"
                 " WHERE key = ?",
                 (self.now, self.status, self.result_id, entry.seq, key),
@@ -163,9 +163,9 @@ class Complete(Job):
         # to sort them than to find them.
         statement = "SELECT finished_at IS NOT NULL, key FROM command WHERE id = ?"
         if self.key is None:
-            rows = books.unflushed.execute(statement, (self.command_id,))
+            rows = books.db.execute(statement, (self.command_id,))
         else:
-            rows = books.unflushed.execute(f"{statement} AND key = ?", (self.command_id, self.key))
+            rows = books.db.execute(f"{statement} AND key = ?", (self.command_id, self.key))
         row = min(rows.fetchall(), default=None)
         if row is None:
             return None
@@ -188,12 +188,12 @@ def _remember(books: Books, key: int, result_id: str, body: bytes) -> None:
     if len(body) > books.max_remembered:
         return  # it would push out all the others, and then itself
     counter = books.counter
-    books.unflushed.execute(
+    books.db.execute(
         "INSERT INTO remembered (key, crc, body) VALUES (?, ?, ?)", (key, command_checksum(result_id, "", body), body)
     )
     counter.remembered_bytes += len(body)
     while counter.remembered_bytes > books.max_remembered:
-        (oldest,) = books.unflushed.execute("SELECT min(key) FROM remembered").fetchone()
+        (oldest,) = books.db.execute("SELECT min(key) FROM remembered").fetchone()
         if oldest is None:
             counter.remembered_bytes = 0  # it was wrong
             return
@@ -201,9 +201,9 @@ def _remember(books: Books, key: int, result_id: str, body: bytes) -> None:
 
 
 def _forget_result(books: Books, key: int) -> None:
-    row = books.unflushed.execute("SELECT length(body) FROM remembered WHERE key = ?", (key,)).fetchone()
+    row = books.db.execute("SELECT length(body) FROM remembered WHERE key = ?", (key,)).fetchone()
     if row is not None:
-        books.unflushed.execute("DELETE FROM remembered WHERE key = ?", (key,))
+        books.db.execute("DELETE FROM remembered WHERE key = ?", (key,))
         books.counter.remembered_bytes -= row[0] or 0  # a damaged one may be NULL
 
 
@@ -224,14 +224,18 @@ class ForgetFinished(Job):
         self.before, self.limit = before, limit
 
     def work(self, books: Books) -> int:
-        rows = books.db.execute(
-            "SELECT key FROM command WHERE finished_at <= ?"
-            " AND NOT EXISTS (SELECT 1 FROM entry WHERE seq = result_seq) ORDER BY finished_at LIMIT ?",
-            (self.before, self.limit),
-        ).fetchall()
+        rows = (
+            books.flush()
+            .execute(
+                "SELECT key FROM command WHERE finished_at <= ?"
+                " AND NOT EXISTS (SELECT 1 FROM entry WHERE seq = result_seq) ORDER BY finished_at LIMIT ?",
+                (self.before, self.limit),
+            )
+            .fetchall()
+        )
         for (key,) in rows:
             _forget_result(books, key)
-            books.db.execute("DELETE FROM command WHERE key = ?", (key,))
+            books.flush().execute("DELETE FROM command WHERE key = ?", (key,))
         return len(rows)
 
 
@@ -246,10 +250,14 @@ class Unfinished(Job):
     def work(self, books: Books) -> list[tuple[StoredCommand, bool]]:
         found: list[tuple[StoredCommand, bool]] = []
         with books.lenient():
-            rows = books.db.execute(
-                "SELECT key, id, digest, body, offered, accepted_at, crc FROM command"
-                " WHERE finished_at IS NULL ORDER BY key"
-            ).fetchall()
+            rows = (
+                books.flush()
+                .execute(
+                    "SELECT key, id, digest, body, offered, accepted_at, crc FROM command"
+                    " WHERE finished_at IS NULL ORDER BY key"
+                )
+                .fetchall()
+            )
         for key, name, digest, body, offered, accepted_at, crc in rows:
             try:
                 whole = command_checksum(name, digest, body) == crc

@@ -231,7 +231,7 @@ def _last(db: sqlite3.Connection, lane: Lane, table: str) -> int:
 
 def disconnect(books: Books) -> None:
     """Close the database. Never fails: what is committed is safe."""
-    _close(books.unflushed)
+    _close(books.db)
 
 
 def _close(db: sqlite3.Connection) -> None:

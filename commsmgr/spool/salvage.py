@@ -105,7 +105,7 @@ class Salvage:
 
         :raise sqlite3.Error: the new spool cannot be written.
         """
-        db = self._books.db
+        db = self._books.flush()
         with Walk(self._source) as walk:
             self._gaps = walk.gaps
             db.execute("BEGIN IMMEDIATE")
@@ -149,7 +149,7 @@ class Salvage:
                 continue  # it has not the form of such a row
             if self._written >= _BATCH_BYTES:
                 self._commit()
-                self._books.db.execute("BEGIN IMMEDIATE")
+                self._books.flush().execute("BEGIN IMMEDIATE")
 
     def _totals(self) -> Counter | None:
         """Return the totals, None when they cannot be had or cannot be right."""
@@ -181,7 +181,7 @@ class Salvage:
             if older:
                 self._books.delete([older])
             self._keys[key] = seq
-        self._books.db.execute(
+        self._books.flush().execute(
             _insert(_ENTRY),
             (seq, kind, name, key, accepted_at, expires_at, crc, body),
         )
@@ -200,7 +200,7 @@ class Salvage:
             raise TypeError("seq")
         body = body if isinstance(body, bytes) else b""
         times = (each if _is_time(each) else self._now for each in (accepted_at, died_at))
-        self._books.db.execute(
+        self._books.flush().execute(
             _insert(_DEAD),
             (n, seq, _text(kind), _text(id), _text(key), *times, _text(reason), body),
         )
@@ -244,7 +244,7 @@ class Salvage:
             crc, body, offered = 0, b"", 1
             self._seen(result_seq)
         accepted_at = accepted_at if _is_time(accepted_at) else self._now
-        self._books.db.execute(
+        self._books.flush().execute(
             _insert(_COMMAND),
             (key, id, digest, accepted_at, offered, finished_at, status, result_id, result_seq, crc, body),
         )
@@ -256,12 +256,17 @@ class Salvage:
 
     def _remembered(self, key: int, crc: Any, body: Any) -> int:
         books = self._books
-        command = books.db.execute(
-            "SELECT result_id, result_seq, finished_at FROM command WHERE key = ? AND finished_at IS NOT NULL", (key,)
-        ).fetchone()
+        command = (
+            books.flush()
+            .execute(
+                "SELECT result_id, result_seq, finished_at FROM command WHERE key = ? AND finished_at IS NOT NULL",
+                (key,),
+            )
+            .fetchone()
+        )
         if command is None or crc != command_checksum(command[0], "", body):
             raise ValueError("of no command, or damaged")
-        books.db.execute(_insert(_REMEMBERED), (key, crc, body))
+        books.flush().execute(_insert(_REMEMBERED), (key, crc, body))
         books.counter.remembered_bytes += len(body)
         result_id, seq, finished_at = command
         if seq in self._bad:
@@ -284,7 +289,7 @@ class Salvage:
             ):
                 right = isinstance(count, int) and 0 < count < MAX_NUMBER and _is_time(first_at) and _is_time(last_at)
                 if right and isinstance(reason, str) and isinstance(kind, str):
-                    added = books.db.execute(
+                    added = books.flush().execute(
                         "INSERT OR IGNORE INTO loss (reason, kind, n, first_at, last_at) VALUES (?, ?, ?, ?, ?)",
                         (reason, kind, count, first_at, last_at),
                     )
@@ -292,7 +297,7 @@ class Salvage:
         with suppress(*UNREADABLE):
             for name, body in source.execute("SELECT id, body FROM loss_receipt"):
                 if isinstance(name, str) and isinstance(body, bytes):
-                    books.db.execute(
+                    books.flush().execute(
                         "INSERT OR IGNORE INTO loss_receipt (one, id, body) VALUES (1, ?, ?)", (name, body)
                     )
                     books.counter.losses += _told(body)
@@ -334,8 +339,8 @@ class Salvage:
             self._top[Lane.STATE] = max(self._top[Lane.STATE], totals.next_state)
         counter.next_event = self._top[Lane.EVENT] + LEAP
         counter.next_state = self._top[Lane.STATE] + LEAP
-        books.db.execute("DELETE FROM sqlite_sequence WHERE name = 'command'")
-        books.db.execute(
+        books.flush().execute("DELETE FROM sqlite_sequence WHERE name = 'command'")
+        books.flush().execute(
             "INSERT INTO sqlite_sequence (name, seq) SELECT 'command', coalesce(max(key), 0) + ? FROM command", (LEAP,)
         )
         return lost
@@ -349,11 +354,11 @@ class Salvage:
 
     def _commit(self) -> None:
         self._books.write_counter()
-        self._books.db.execute("COMMIT")
+        self._books.flush().execute("COMMIT")
         self._written = 0
         self._batches += 1
         if self._batches % _BATCHES_PER_CHECKPOINT == 0:
-            self._books.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._books.flush().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def _insert(table: Table) -> str:

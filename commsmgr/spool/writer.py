@@ -298,7 +298,7 @@ class Writer:
         if self._books is None:
             self._books = self._connect()
             self._reopened = True
-        books, db = self._books, self._books.unflushed
+        books, db = self._books, self._books.db
         self._nothing_new = books.nothing_new = self._why_nothing_new()
         changes = db.total_changes
         db.execute("BEGIN IMMEDIATE")
@@ -312,7 +312,8 @@ class Writer:
                     size += job.size
                 except CommsError:
                     results.append(Failure())
-            changed = books.db.total_changes - changes
+            books.flush()
+            changed = db.total_changes - changes
             if changed:
                 self._attempted = books.write_counter()
             # Once a read has met damage SQLite commits this transaction no more, though there be nothing to commit.

@@ -119,7 +119,7 @@ def is_half_replaced(directory: str) -> bool:
 
 def transaction(books: Books, work: Callable[[Books], T]) -> T:
     """Do ``work`` and close the database; what was not committed then is undone."""
-    db = books.db
+    db = books.flush()
     try:
         db.execute("BEGIN IMMEDIATE")
         with books.lenient():

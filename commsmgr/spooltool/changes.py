@@ -76,19 +76,22 @@ def requeue_all(reason: str | None, limit: int | None, settings: config.Spool, n
     values = reason, _most(limit)
 
     def work(books: Books) -> list[Row]:
-        count, size = books.db.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM ({chosen})", values).fetchone()
+        db = books.flush()
+        count, size = db.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM ({chosen})", values).fetchone()
         _check_room(books, count, size, settings)
-        told = sum(row["loss_reported"] for row in _all_again(books, _column(books.db, chosen, *values), now))
-        (left,) = books.db.execute("SELECT count(*) FROM dead_letter").fetchone()
+        told = sum(row["loss_reported"] for row in _all_again(books, _column(books.flush(), chosen, *values), now))
+        (left,) = books.flush().execute("SELECT count(*) FROM dead_letter").fetchone()
         return [{"done": "requeued", "count": count, "bytes": size, "losses_reported": told, "left": left}]
 
     return work
 
 
 def _letters(books: Books, name: str) -> Iterator[int]:
-    found = books.db.execute(
-        f"SELECT n, key, {_WHOLE} FROM dead_letter WHERE {NAMED} ORDER BY n", meanings(name)
-    ).fetchall()
+    found = (
+        books.flush()
+        .execute(f"SELECT n, key, {_WHOLE} FROM dead_letter WHERE {NAMED} ORDER BY n", meanings(name))
+        .fetchall()
+    )
     if not found:
         raise NotFound(f"no dead letter is called {name}")
     for n, key, whole in found:
@@ -113,7 +116,7 @@ def _check_room(books: Books, count: int, size: int, settings: config.Spool) -> 
 
 
 def _all_again(books: Books, letters: Sequence[int], now: float) -> Iterator[Row]:
-    db = books.db
+    db = books.flush()
     db.execute("CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new INTEGER NOT NULL)")
     for n in letters:
         seq, kind, name, died_at, reason, body = one(
@@ -162,7 +165,7 @@ def drop_all(table: Table, limit: int | None, now: float) -> Work:
 
     def work(books: Books) -> list[Row]:
         count = size = 0
-        while batch := _oldest(books.db, table, SLICE if limit is None else min(SLICE, limit - count)):
+        while batch := _oldest(books.flush(), table, SLICE if limit is None else min(SLICE, limit - count)):
             for each in batch:
                 row = _delete(books, each) if table is Table.DEAD else _bury(books, each, now)
                 size += row["bytes"]
@@ -186,10 +189,10 @@ def _oldest(db: sqlite3.Connection, table: Table, count: int) -> list[int]:
 
 def _found(books: Books, name: str) -> tuple[list[int], list[int]]:
     values = meanings(name)
-    waiting = _column(books.db, f"SELECT seq FROM entry WHERE {NAMED}", *values)
-    letters = _column(books.db, f"SELECT n FROM dead_letter WHERE {NAMED}", *values)
+    waiting = _column(books.flush(), f"SELECT seq FROM entry WHERE {NAMED}", *values)
+    letters = _column(books.flush(), f"SELECT n FROM dead_letter WHERE {NAMED}", *values)
     if not waiting and not letters:
-        if _column(books.db, "SELECT key FROM command WHERE id = ? LIMIT 1", name):
+        if _column(books.flush(), "SELECT key FROM command WHERE id = ? LIMIT 1", name):
             raise Refused(f"{name} is a command: were it forgotten it might be run twice")
         raise NotFound(f"nothing that waits and no dead letter is called {name}")
     return waiting, letters
@@ -197,7 +200,7 @@ def _found(books: Books, name: str) -> tuple[list[int], list[int]]:
 
 def _bury(books: Books, seq: int, now: float) -> Row:
     kind, name, key, size = one(
-        books.db.execute("SELECT kind, id, key, coalesce(length(body), 0) FROM entry WHERE seq = ?", (seq,))
+        books.flush().execute("SELECT kind, id, key, coalesce(length(body), 0) FROM entry WHERE seq = ?", (seq,))
     )
     books.bury(seq, Reason.DROPPED, now)
     row: Row = {"done": "dropped", "table": Table.STATES.value if key else Table.EVENTS.value, "id": name}
@@ -205,7 +208,7 @@ def _bury(books: Books, seq: int, now: float) -> Row:
 
 
 def _delete(books: Books, n: int) -> Row:
-    kind, name, reason = one(books.db.execute("SELECT kind, id, reason FROM dead_letter WHERE n = ?", (n,)))
+    kind, name, reason = one(books.flush().execute("SELECT kind, id, reason FROM dead_letter WHERE n = ?", (n,)))
     size = _size(books, n)
     _delete_letter(books, n, size)
     row: Row = {"done": "dropped", "table": Table.DEAD.value, "id": name, "kind": kind}
@@ -213,13 +216,13 @@ def _delete(books: Books, n: int) -> Row:
 
 
 def _delete_letter(books: Books, n: int, size: int) -> None:
-    books.db.execute("DELETE FROM dead_letter WHERE n = ?", (n,))
+    books.flush().execute("DELETE FROM dead_letter WHERE n = ?", (n,))
     books.counter.dead_letters -= 1
     books.counter.dead_bytes -= size
 
 
 def _size(books: Books, n: int) -> int:
-    (size,) = one(books.db.execute("SELECT coalesce(length(body), 0) FROM dead_letter WHERE n = ?", (n,)))
+    (size,) = one(books.flush().execute("SELECT coalesce(length(body), 0) FROM dead_letter WHERE n = ?", (n,)))
     return int(size)
 
 

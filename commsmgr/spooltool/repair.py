@@ -112,7 +112,7 @@ def _broken(opening: Opening) -> str:
 
 
 def _mend(books: Books, now: float) -> list[Row]:
-    db = books.db
+    db = books.flush()
     wrong = list(wrong_totals(db))
     done: list[Row] = [{"done": "recounted", "total": each["total"], "right": each["right"]} for each in wrong]
     if done:
