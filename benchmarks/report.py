@@ -13,8 +13,23 @@ import msgspec
 
 from benchmarks.measure import Figure, Result, Verdict
 
-PACKAGES = ("commsmgr", "twisted", "autobahn", "treq", "msgspec", "websockets", "aiohttp", "paho-mqtt", "nats-py")
-PACKAGES_MORE = ("python-socketio", "persist-queue", "diskcache", "picows")
+PACKAGES = (
+    "commsmgr",
+    "twisted",
+    "autobahn",
+    "treq",
+    "msgspec",
+    "websockets",
+    "aiohttp",
+    "requests",
+    "paho-mqtt",
+    "nats-py",
+    "python-socketio",
+    "persist-queue",
+    "diskcache",
+    "picows",
+)
+"""Whose versions are noted with the figures."""
 
 
 def table(result: Result) -> str:
@@ -83,7 +98,7 @@ def _judged(verdict: Verdict) -> str:
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on and with."""
     versions = {}
-    for name in PACKAGES + PACKAGES_MORE:
+    for name in PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from functools import cache, lru_cache
+from functools import lru_cache
 from time import thread_time
 from typing import Any
 from urllib.parse import quote
@@ -48,7 +48,7 @@ _OPENING = r"(?:[\s(\"'\\]|\[(?!redacted\])|b[\"'])"
 _PROSE = r"(?:tokens?|credentials?|auth\w*|scheme|realm|scope|error\w*|is|was|and|or|for|from|in|of)\b"
 
 
-@cache
+@lru_cache(maxsize=256)
 def _form(expression: str) -> re.Pattern[str]:
     """Compile an expression when it is first used: all of them took 30 ms of every start, and few are ever needed."""
     return re.compile(expression, re.IGNORECASE | re.ASCII | re.DOTALL)

@@ -1,7 +1,8 @@
 """
 The one gate for JSON that peers sent: what is refused, by which rule, under which name.
 
-Theory of operation. What came from a peer passes three times, and each pass is linear in the payload:
+Theory of operation. What came from a peer passes three times, unless one look settles it (:meth:`.Form.is_all_of`), and
+each pass is linear in the payload:
 
 1. :func:`check_frame` looks at the bytes alone: size, UTF-8, depth.
 2. The decoder of a type (msgspec) parses, and holds types, ranges, lengths and counts against what the type declares.

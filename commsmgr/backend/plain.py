@@ -7,7 +7,6 @@ old form that has no type at all; a result that came before is overwritten. What
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, cast, get_args
 
@@ -17,12 +16,10 @@ from msgspec import Struct
 from commsmgr.backend.events import EventLog
 from commsmgr.backend.faults import Faults
 from commsmgr.backend.switchboard import DIALECT_PLAIN, Switchboard
-from commsmgr.form import Form
+from commsmgr.form import form_of
 from commsmgr.messages import Id, Pong, RegistrationAck, RegistrationAckData, ResultBody, ResultStatus
 from commsmgr.sanitise import Malformed
 from commsmgr.session.wire import decode_old_result, encode
-
-_form = functools.cache(Form)
 
 
 class Undecodable(ValueError):
@@ -86,7 +83,7 @@ def decode(payload: bytes, type: Any) -> Any:
     try:
         payload.decode()
         message = msgspec.json.decode(payload, type=type)
-        _form(type).check(message)
+        form_of(type).check(message)
         return message
     except (ValueError, RecursionError, Malformed) as error:
         raise Undecodable(str(error)) from None

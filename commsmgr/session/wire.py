@@ -10,14 +10,14 @@ mistake but a push, from a known one with wrong fields.
 from __future__ import annotations
 
 import hashlib
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from commsmgr.config import Config
-from commsmgr.form import Form, check_understood, is_plain
+from commsmgr.form import check_understood, form_of, is_plain
 from commsmgr.messages import CommandData, FromBackend, Id, Push, ResultBody, ResultEnvelope
 from commsmgr.sanitise import Malformed, check_frame, scan
 
@@ -70,7 +70,7 @@ class Reader(Generic[T]):
 
     def __init__(self, type: type[T], *, max_bytes: int, max_depth: int, refuse_unknown: bool = False) -> None:
         self._decoder = msgspec.json.Decoder(type)
-        self._form = _form(type)
+        self._form = form_of(type)
         self._max_bytes = max_bytes
         self._max_depth = max_depth
         self._refuse_unknown = refuse_unknown
@@ -109,7 +109,7 @@ class Decoder(Generic[M_co]):
 
     def __init__(self, union: object, *, max_bytes: int, max_depth: int, refuse_unknown: bool = False) -> None:
         self._union: msgspec.json.Decoder[Any] = msgspec.json.Decoder(union)
-        self._forms = {struct: _form(struct) for struct in get_args(union)}
+        self._forms = {struct: form_of(struct) for struct in get_args(union)}
         self._types = frozenset(struct.__struct_config__.tag for struct in self._forms)
         self._max_bytes = max_bytes
         self._max_depth = max_depth
@@ -200,11 +200,8 @@ def reader(type: type[T], whole: Config) -> Reader[T]:
     return _reader(type, whole.http.max_response_bytes, whole.websocket.max_depth, refuse_unknown)
 
 
-# None of these changes once it is made, and to look at the types takes milliseconds: all managers of a process, and all
-# connections, share them.
-_form = cache(Form)
-
-
+# A decoder does not change once it is made, and to look at the types takes milliseconds: all managers of a process, and
+# all connections, share them.
 @lru_cache(maxsize=64)
 def _decoder(union: object, max_bytes: int, max_depth: int, refuse_unknown: bool) -> Decoder[Any]:
     return Decoder(union, max_bytes=max_bytes, max_depth=max_depth, refuse_unknown=refuse_unknown)
@@ -223,7 +220,7 @@ class _OldResult(Struct):
     error: str | UnsetType | None = UNSET
 
 
-_OLD_RESULT = Form(_OldResult)
+_OLD_RESULT = form_of(_OldResult)
 _old_result = msgspec.json.Decoder(_OldResult)
 
 
