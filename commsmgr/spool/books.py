@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from commsmgr.errors import QueueFull
 from commsmgr.spool.counter import Counter, read_counter, write_counter
 from commsmgr.spool.faults import is_torn, lenient, torn
 from commsmgr.spool.lossbook import LossBook
-from commsmgr.spool.records import DeadLetter, Entry, Lane, Reason, entry_checksum, first_seq, lane_of, runs
+from commsmgr.spool.records import DeadLetter, Entry, Gone, Lane, Page, Reason, entry_checksum, first_seq, lane_of, runs
 
 SLICE: Final = 500
 """Rows touched by one job of expiry and the like, so that nobody waits long behind it."""
@@ -33,26 +33,6 @@ _INSERT: Final = f"INSERT INTO entry ({_COLUMNS}) VALUES {_VALUES}"
 _TOGETHER: Final = 10
 """Rows that one statement inserts while there are as many: a fifth cheaper; more gain nothing."""
 _INSERT_TOGETHER: Final = _INSERT + f", {_VALUES}" * (_TOGETHER - 1)
-
-
-class Gone(Struct, frozen=True):
-    """An entry that was given up: its number, and the class of the reason."""
-
-    seq: int
-    reason: str
-
-
-class Page(Struct, frozen=True):
-    """
-    Entries of a lane as they stand in the database.
-
-    :ivar last: the greatest number looked at; ``complete`` says that there was nothing after it.
-    """
-
-    entries: list[Entry]
-    last: int
-    complete: bool
-    damaged: list[Gone]
 
 
 class Books:

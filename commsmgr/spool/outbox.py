@@ -18,10 +18,9 @@ from twisted.python.failure import Failure
 from commsmgr import config
 from commsmgr.errors import InvalidMessage, NotRunning, QueueFull, SpoolWriteFailed
 from commsmgr.spool import outbox_jobs
-from commsmgr.spool.books import Gone
 from commsmgr.spool.counter import Counter
 from commsmgr.spool.reader import Reader
-from commsmgr.spool.records import DeadLetter, Entry, Lane, OutboxStats
+from commsmgr.spool.records import DeadLetter, Entry, Gone, Lane, OutboxStats
 from commsmgr.spool.store import Store
 from commsmgr.spool.writer import Outcome
 

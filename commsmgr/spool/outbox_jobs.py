@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.python.failure import Failure
 
-from commsmgr.spool.books import Books, Gone, Page
-from commsmgr.spool.records import Entry, Lane
+from commsmgr.spool.books import Books
+from commsmgr.spool.records import Entry, Gone, Lane, Page
 from commsmgr.spool.store import Job
 
 if TYPE_CHECKING:

@@ -30,8 +30,7 @@ from collections.abc import Callable, Container, Iterable
 from enum import Enum, auto
 from typing import Final
 
-from commsmgr.spool.books import Page
-from commsmgr.spool.records import Entry, Lane, first_seq
+from commsmgr.spool.records import Entry, Lane, Page, first_seq
 
 MAX_ENTRIES: Final = 1000
 MAX_BYTES: Final = 1 << 20

@@ -92,6 +92,26 @@ class Entry(Struct, frozen=True):
     key: str = ""
 
 
+class Gone(Struct, frozen=True):
+    """An entry that was given up: its number, and the class of the reason."""
+
+    seq: int
+    reason: str
+
+
+class Page(Struct, frozen=True):
+    """
+    Entries of a lane as they stand in the database.
+
+    :ivar last: the greatest number looked at; ``complete`` says that there was nothing after it.
+    """
+
+    entries: list[Entry]
+    last: int
+    complete: bool
+    damaged: list[Gone]
+
+
 class DeadLetter(Struct, frozen=True):
     """A message that will not be sent any more, and why; its ``body`` may be damaged when the reason says so."""
 
