@@ -57,7 +57,7 @@ class CommandRunner:
         self._metrics = metrics
         self._loops: list[Deferred[None]] = []
         self._alive = 0
-        self._idle = 0
+        self._somebody_waits = False
         self._started = False
         self._given_up = False
         self.running = 0
@@ -91,7 +91,7 @@ class CommandRunner:
 
     def _begin_loop(self) -> None:
         """Have somebody wait for a command, unless somebody does, or as many as may be are busy."""
-        if self._started and not self._idle and self._alive < self._concurrency:
+        if self._started and not self._somebody_waits and self._alive < self._concurrency:
             self._alive += 1
             loop = Deferred.fromCoroutine(self._loop()).addErrback(self._loop_failed)
             self._loops.append(loop)
@@ -102,12 +102,12 @@ class CommandRunner:
         with suppress(NotRunning, CancelledError):
             # One waits; each that takes a command leaves another one behind to wait for the next. It does so while the
             # command is being marked as offered, so that those that come together are marked in one commit.
-            while not self._idle:
-                self._idle += 1
+            while not self._somebody_waits:
+                self._somebody_waits = True
                 try:
                     await self._channel.arrival()
                 finally:
-                    self._idle -= 1
+                    self._somebody_waits = False
                 taking = Deferred.fromCoroutine(self._next())
                 self._begin_loop()
                 command = await taking

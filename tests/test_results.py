@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import fields
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.errors import InvalidMessage
@@ -16,7 +17,7 @@ from commsmgr.messages import Result, ResultBody
 from commsmgr.outgoing import shorten, unicode
 from commsmgr.patterns import MARK
 from commsmgr.redact import Redactor
-from commsmgr.results import encode_result
+from commsmgr.results import _Given, encode_result
 
 encode_for = partial(encode_result, message_id="m-1", timestamp="2026-01-01T00:00:00.000Z", redact=Redactor())
 
@@ -31,6 +32,12 @@ def encode(result: Any, *, limit: int = 1 << 20, max_output: int = 1 << 20) -> d
 
 class ResultTests(SynchronousTestCase):
     """What the agent says, checked."""
+
+    def test_declared_alike(self) -> None:
+        """What is asked of the agent's fields is what the body declares; the duration alone has another unit."""
+        given, body = ({field.name: field.type for field in fields(struct)} for struct in (_Given, ResultBody))
+        given.pop("execution_time")
+        self.assertEqual({name: body[name] for name in given}, given)
 
     def test_all_fields(self) -> None:
         """The body has every field, and the duration in milliseconds under both of its names."""

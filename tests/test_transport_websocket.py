@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import zlib
 
+from autobahn.twisted.websocket import WebSocketClientProtocol
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectBindError, ConnectionDone, ConnectionLost
+from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr import config
 from commsmgr.errors import (
@@ -22,6 +24,7 @@ from commsmgr.errors import (
     TokenError,
     UpgradeRefused,
 )
+from commsmgr.transport.bare import BareProtocol
 from commsmgr.transport.websocket import DELAY_AFTER_FAULT, native_acceleration_active
 from tests.websocket_kit import (
     BINARY,
@@ -35,6 +38,16 @@ from tests.websocket_kit import (
     frame,
     read_frames,
 )
+
+
+class OptionsTests(SynchronousTestCase):
+    """autobahn's options, of which most stand once in the class."""
+
+    def test_none_is_missing(self) -> None:
+        """Each that this autobahn has is either copied from the factory or set for all."""
+        wanted, copied = set(WebSocketClientProtocol.CONFIG_ATTRS), set(BareProtocol.CONFIG_ATTRS)
+        self.assertEqual(set(), copied - wanted)
+        self.assertEqual(set(), wanted - copied - vars(BareProtocol).keys())
 
 
 class OpeningTests(MemoryTestCase):

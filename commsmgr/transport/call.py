@@ -114,6 +114,7 @@ class Call:
         self._collector = collector = BodyCollector(limit)
         self._doing = "connecting"
         try:
+            # The jar twice: the client has one, and treq makes another for a request that is given none.
             response = await TreqClient(self, NO_COOKIES).request(
                 self.method,
                 WireURL(self._target.join(self._path)),
