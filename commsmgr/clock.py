@@ -279,7 +279,8 @@ class SteadyReactor:
                 due.append(entry[2])
         self._is_running = True
         for call in due:
-            if not call.active():
+            # One that was put forward and back again stands in the heap twice for one time; the first has put it off.
+            if not call.active() or call.time > now:
                 continue
             if call.delayed_time > 0:
                 call.activate_delay()

@@ -21,7 +21,8 @@ class IdSource:
     :param seconds: the time as seconds since the epoch.
     :param random: where the random bits come from. Twisted's and autobahn's habit of reseeding the module-level
         generator must not touch ids, hence an instance of its own. It is asked for many bits at a time: the system's
-        are a system call each time, in which another thread may take the interpreter.
+        are a system call each time, in which another thread may take the interpreter. So after a fork only one side may
+        go on with it.
 
     The 12 bits after the version count within one millisecond (RFC 9562 section 6.2, method 1). When the clock steps
     back the last millisecond is kept and counted on: order matters more than the time in the id.

@@ -149,6 +149,16 @@ class Calls(SynchronousTestCase):
         self.assertEqual(["later"], self.ring_at(126))
         self.assertEqual([], self.ring_at(1000))
 
+    def test_forward_and_back(self) -> None:
+        """One that was had earlier and later again, so that it stands twice for one time, is not called too early."""
+        call = self.later(5, "once")
+        call.reset(3)
+        call.delay(2)
+        self.clock.callLater(3, call.delay, 2)
+        self.assertEqual([], self.ring_at(103))
+        self.assertEqual([], self.ring_at(105))
+        self.assertEqual(["once"], self.ring_at(107))
+
     def test_what_a_call_raises(self) -> None:
         """It is logged and keeps nobody else from being called, whatever it is."""
 

@@ -69,6 +69,18 @@ class RestingTests(SynchronousTestCase):
             self.assertEqual(awake.call_count, opened)
         self.assertEqual(large.taken(), ["large", "another"])
 
+    def test_cannot_rest(self) -> None:
+        """What is committed is told of as such, though another spool could not be put to rest for it."""
+        worlds = [self.opened() for _ in range(4)]
+        for world in worlds[:3]:
+            world.get(world.event("first"))
+        self.patch(resting.RestingWriter, "rest", mock.Mock(side_effect=MemoryError))
+        last = worlds[3]
+        for name in ("one", "two"):
+            last.get(last.event(name))
+        self.assertEqual(last.taken(), ["one", "two"])
+        self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 2)
+
     def test_nothing_remains(self) -> None:
         """A spool that is closed leaves no database, and begins with nothing."""
         world = self.opened()

@@ -171,5 +171,7 @@ class Inbox:
 
     def after_batch(self, outcome: Outcome) -> None:
         """Take over the totals."""
+        if outcome.reopened:
+            self._may_have_finished = True
         if outcome.counter is not None:
             self.open_count = outcome.counter.open_commands

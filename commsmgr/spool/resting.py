@@ -81,7 +81,11 @@ class RestingWriter(Writer):
         opened.pop(self, None)
         opened[self] = None
         if len(opened) > OPEN:
-            next(iter(opened)).rest()
+            try:
+                next(iter(opened)).rest()
+            except (sqlite3.Error, MemoryError):
+                # It stays open. What was committed here must not be told of as if it were not.
+                self.log.failure("A spool in memory cannot be put to rest.", event="spool.no-rest")
         return outcome
 
     def rest(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import cast
 
@@ -45,7 +46,9 @@ class Spool:
         in_memory = settings.durability == "memory"
         if executor is None:
             executor = InlineExecutor(reactor) if in_memory else ThreadExecutor(cast(IReactorFromThreads, reactor))
-        writer = (RestingWriter if in_memory else Writer)(settings, wall)
+        # Where SQLite is older than 3.36 or made without it, a database cannot be had as bytes, and stays open.
+        rests = in_memory and hasattr(sqlite3.Connection, "serialize")
+        writer = (RestingWriter if rests else Writer)(settings, wall)
         self.trouble = ""
         self.on_resurfaced: Callable[[Opened], object] | None = None
         self.outbox = Outbox(settings, wall)
