@@ -70,8 +70,8 @@ class Target(Struct, frozen=True):
     contender: str
     metric: str
     against: str = ""
-    at_most: float = float("inf")
-    at_least: float = 0.0
+    at_most: float | None = None
+    at_least: float | None = None
 
 
 class Benchmark(Struct, frozen=True):
@@ -196,7 +196,10 @@ def verdict(samples: Mapping[str, Sequence[Sample]], target: Target) -> Verdict:
         found = ratios(samples, target.metric, target.contender, target.against)
     else:
         found = figure([each.value(target.metric) for each in samples[target.contender]])
-    return Verdict(target, found, target.at_least <= found.median <= target.at_most)
+    reached = (target.at_least is None or found.median >= target.at_least) and (
+        target.at_most is None or found.median <= target.at_most
+    )
+    return Verdict(target, found, reached)
 
 
 def run(contender: Contender, address: Mapping[str, Any]) -> Sample:

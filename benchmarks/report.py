@@ -87,7 +87,7 @@ def _short(value: float) -> str:
 
 def _judged(verdict: Verdict) -> str:
     target = verdict.target
-    bound = f"at most {target.at_most:g}" if target.at_most != float("inf") else f"at least {target.at_least:g}"
+    bound = f"at least {target.at_least:g}" if target.at_most is None else f"at most {target.at_most:g}"
     against = f" to {target.against}" if target.against else ""
     told = "reached" if verdict.reached else "NOT REACHED"
     return (

@@ -153,7 +153,9 @@ class Reports(SynchronousTestCase):
     def setUp(self) -> None:
         figures = {"ours": {"cpu": Figure(2.0, 1.0, 3.0)}, "theirs": {"cpu": Figure(1.0, 0.5, 1234.0)}}
         target = Target("ours", "cpu", "theirs", at_most=1.5)
+        least = Target("ours", "cpu", at_least=1.5)
         verdicts = [measure.Verdict(target, Figure(2.0, 1.0, 3.0), False)]
+        verdicts.append(measure.Verdict(least, Figure(2.0, 1.0, 3.0), True))
         self.result = Result("name", "a title", "theirs", 3, figures, figures, verdicts)
 
     def test_table(self) -> None:
@@ -162,6 +164,7 @@ class Reports(SynchronousTestCase):
         self.assertIn("name: a title\n  3 rounds, medians [least to most], ratios to theirs\n", text)
         self.assertIn("  theirs  us CPU 1 [0.5 to 1234]  x1.00 [0.50 to 1234.00]", text)
         self.assertIn("  NOT REACHED: ours to theirs, us CPU: 2, wanted at most 1.5", text)
+        self.assertIn("  reached: ours, us CPU: 2, wanted at least 1.5", text)
 
     def test_json(self) -> None:
         """What was written is read back."""
