@@ -145,7 +145,9 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
         colours = ["#2a6f97" if name.startswith("commsmgr") else "#b8c4cc" for name in names]
         axis.barh(names, medians, color=colours, xerr=spread, error_kw={"lw": 0.8, "capsize": 2})
         axis.axvline(1.0, color="#444444", lw=0.8, ls=":")
-        axis.set_title(f"{result.title}: {unit(metric)}, {result.reference} = 1", fontsize=9, loc="left")
+        # From the left of the drawing on, for some titles are longer than an axis.
+        title = f"{result.title}: {unit(metric)}, {result.reference} = 1"
+        axis.annotate(title, (0.0, 1.0), (4, 4), ("figure fraction", "axes fraction"), "offset points", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     drawing.savefig(path, metadata={"Date": None})
