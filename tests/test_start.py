@@ -45,6 +45,9 @@ OWN_MODULES = 150
 """The most modules of its own that a start may load; 131 when this was set. Each costs about as much as a small class
 hierarchy: a file to find, to read and to unpack."""
 
+OTHERS = ("COVERAGE_", "PYTHONDONTWRITEBYTECODE")
+"""Beginnings of variables that have a Python load more than it is told to, or compile at each start."""
+
 TWISTD = "import twisted.application.app, twisted.internet.reactor, twisted.python.logfile, twisted.scripts.twistd\n"
 LIBRARIES = f"{TWISTD}import benchmarks.programs.libraries, encodings.idna, tomllib\n"
 """What is there before commsmgr is: twistd, and the libraries that it is built upon."""
@@ -55,8 +58,7 @@ def run(code: str, *options: str) -> str:
     done = subprocess.run(
         [sys.executable, *options, "-c", code],
         cwd=ROOT,
-        # Where modules are compiled at each start because nobody may keep what comes of it, little else is seen.
-        env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+        env={name: value for name, value in os.environ.items() if not name.startswith(OTHERS)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
