@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import resource
-import sys
+import os
 import time
 from collections.abc import Sequence
 
@@ -47,8 +46,9 @@ class Watch:
 
 
 def resident() -> float:
-    """Return the most bytes that this process has had in memory (getrusage(2))."""
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+    """Return the bytes that this process has in memory now (proc(5))."""
+    with open("/proc/self/statm") as statm:
+        return float(int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE"))
 
 
 def percentile(values: Sequence[float], part: float) -> float:

@@ -6,15 +6,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
-from benchmarks.sample import Sample, Watch
+from benchmarks.on_reactor import on_reactor
+from benchmarks.sample import Sample, Watch, resident
 from commsmgr import config
 from commsmgr.spool import Spool
 from commsmgr.spool.records import Lane
@@ -29,7 +28,7 @@ RECEIPTS = 100
 def run(operations: int, size: int, batch: int) -> Sample:
     """Put ``operations`` events of ``size`` bytes: ``batch`` of them, and the next once all of these are durable."""
 
-    async def work() -> Sample:
+    async def work(reactor: Any) -> Sample:
         spool, watch = _spool(), Watch()
         await spool.open()
         await _put(spool, WARM_UP * batch, size, batch)
@@ -40,7 +39,7 @@ def run(operations: int, size: int, batch: int) -> Sample:
         await spool.close()
         return sample
 
-    return _in_reactor(work)
+    return on_reactor(work)
 
 
 def fill(queued: int, operations: int, size: int) -> Sample:
@@ -50,7 +49,7 @@ def fill(queued: int, operations: int, size: int) -> Sample:
     The extra is the second rate as a ratio to the first.
     """
 
-    async def work() -> Sample:
+    async def work(reactor: Any) -> Sample:
         spool, watch = _spool(), Watch()
         await spool.open()
         await _put(spool, WARM_UP * 100, size, 100)
@@ -65,7 +64,7 @@ def fill(queued: int, operations: int, size: int) -> Sample:
         await spool.close()
         return msgspec.structs.replace(full, extra={"enqueue_ratio": full.value("rate") / empty.value("rate")})
 
-    return _in_reactor(work)
+    return on_reactor(work)
 
 
 def backlog(queued: int, operations: int, size: int) -> Sample:
@@ -85,7 +84,7 @@ def backlog(queued: int, operations: int, size: int) -> Sample:
     extra = msgspec.json.decode(filled.stdout, type=Sample).extra
     extra["megabytes"] = os.stat("spool/spool.db").st_size / 1e6
 
-    async def work() -> Sample:
+    async def work(reactor: Any) -> Sample:
         total, spool, watch = queued + operations, _spool(), Watch()
         watch.start()
         await spool.open()
@@ -94,18 +93,18 @@ def backlog(queued: int, operations: int, size: int) -> Sample:
         extra["start"] = watch.stop(1).wall
         watch.start()
         await drain.upto(total // 10)
-        first, memory = watch.stop(1).wall, _resident()
+        first, memory = watch.stop(1).wall, resident()
         await drain.upto(total - total // 10)
         before = watch.stop(1).wall
         await drain.upto(total)
         sample = watch.stop(total)
         extra["drain_ratio"] = first / (sample.wall - before)
-        extra["memory_ratio"] = _resident() / memory
+        extra["memory_ratio"] = resident() / memory
         _require(spool.outbox.stats.events, 0)
         await spool.close()
         return msgspec.structs.replace(sample, extra=extra)
 
-    return _in_reactor(work)
+    return on_reactor(work)
 
 
 class _Drain:
@@ -167,25 +166,6 @@ def _put_together(spool: Spool, numbers: range, body: bytes) -> Deferred[None]:
         accepted = put(lane=Lane.EVENT, kind="command_result", id=f"{number:032x}", body=body)
         accepted.addCallbacks(durable, all_durable.errback)
     return all_durable
-
-
-def _in_reactor(work: Callable[[], Coroutine[Deferred[Any], Any, Sample]]) -> Sample:
-    results: list[Any] = []
-
-    def begin() -> None:
-        Deferred.fromCoroutine(work()).addBoth(results.append).addBoth(lambda _: reactor.stop())
-
-    reactor.callWhenRunning(begin)
-    reactor.run()
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
-
-
-def _resident() -> float:
-    """Return the bytes that this process has in memory now."""
-    with open("/proc/self/statm") as statm:
-        return float(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def _require(held: int, wanted: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import resource
 import sys
 import time
@@ -20,7 +19,7 @@ from urllib.request import urlopen
 
 import msgspec
 
-from benchmarks.sample import Sample, Watch
+from benchmarks.sample import Sample, Watch, resident
 
 AT_ONCE = 100
 """How many are on their way at the same time: all at once would measure the queue of the listening socket."""
@@ -191,12 +190,6 @@ def aiohttp(count: int, addresses: Sequence[str]) -> Sample:
             return sample
 
     return asyncio.run(main())
-
-
-def resident() -> float:
-    """Return the bytes that this process has in memory now (proc(5))."""
-    with open("/proc/self/statm") as statm:
-        return float(int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE"))
 
 
 def _run_twisted(fleet: Fleet, register: Callable[[int, str], Awaitable[object]]) -> Sample:

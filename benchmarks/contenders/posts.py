@@ -12,7 +12,7 @@ import asyncio
 import json
 import tracemalloc
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from benchmarks.sample import Sample, Watch
@@ -92,12 +92,10 @@ class Posting:
             check(*await self._post())
 
 
-def _on_reactor(main: Callable[[Any], Awaitable[Sample]]) -> Sample:
+def _on_reactor(main: Callable[[Any], Coroutine[Any, Any, Sample]]) -> Sample:
     """Run ``main`` on Twisted's reactor, with a log that shows warnings only."""
     import sys
 
-    from twisted.internet import reactor
-    from twisted.internet.defer import Deferred
     from twisted.logger import (
         FilteringLogObserver,
         LogLevel,
@@ -106,23 +104,11 @@ def _on_reactor(main: Callable[[Any], Awaitable[Sample]]) -> Sample:
         textFileLogObserver,
     )
 
+    from benchmarks.on_reactor import on_reactor
+
     quiet = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(LogLevel.warn)])
     globalLogBeginner.beginLoggingTo([quiet], redirectStandardIO=False)
-    samples: list[Any] = []
-
-    async def whole() -> None:
-        try:
-            samples.append(await main(reactor))
-        except BaseException as error:
-            samples.append(error)
-        reactor.stop()  # type: ignore[attr-defined]
-
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(whole()))  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
-    if isinstance(samples[0], BaseException):
-        raise samples[0]
-    sample: Sample = samples[0]
-    return sample
+    return on_reactor(main)
 
 
 def _gather(work: list[Any]) -> Any:

@@ -80,35 +80,14 @@ def commsmgr(operations: int, window: int, durability: str, port: int) -> Sample
     The results belong to no command that was received, as those of an agent's own schedule: what is measured is the way
     out, as with the others.
     """
-    from twisted.internet import reactor
-
-    samples: list[Sample] = []
-    failures: list[object] = []
-
-    def ended(outcome: object) -> None:
-        if isinstance(outcome, Sample):
-            samples.append(outcome)
-        else:
-            failures.append(outcome)
-        reactor.stop()  # type: ignore[attr-defined]
-
-    reactor.callWhenRunning(  # type: ignore[attr-defined]
-        lambda: _commsmgr(reactor, operations, window, durability, port).addBoth(ended)
-    )
-    reactor.run()  # type: ignore[attr-defined]
-    if failures:
-        raise RuntimeError(f"not all were sent: {failures}")
-    return samples[0]
-
-
-def _commsmgr(reactor: Any, operations: int, window: int, durability: str, port: int) -> Any:
     from twisted.internet.defer import Deferred
     from twisted.internet.task import deferLater
 
+    from benchmarks.on_reactor import on_reactor
     from commsmgr import Config, Manager, Result
     from commsmgr.config import Backend, Heartbeat, Inventory, Spool
 
-    async def run() -> Sample:
+    async def run(reactor: Any) -> Sample:
         config = Config(
             backends=(Backend(url=f"http://127.0.0.1:{port}"),),
             machine_id="bench",
@@ -148,7 +127,7 @@ def _commsmgr(reactor: Any, operations: int, window: int, durability: str, port:
         await manager.disconnect()
         return sample
 
-    return Deferred.fromCoroutine(run())
+    return on_reactor(run)
 
 
 def paho(operations: int, window: int, port: int) -> Sample:

@@ -245,12 +245,7 @@ class Metrics:
 
     def traffic(self, direction: str, transport: str, size: int) -> None:
         """``size`` bytes of bodies went ``in`` or ``out`` over ``http`` or ``websocket``."""
-        values, key = self._bytes.values, (direction, transport)
-        if key in values:
-            # As add() does it; this is called for each message.
-            values[key] += size
-        else:
-            self._bytes.add(key, size)
+        self._bytes.add((direction, transport), size)
 
     def exchange(self, route: str, outcome: str, seconds: float) -> None:
         """
