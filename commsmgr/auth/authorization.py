@@ -126,6 +126,7 @@ class Authorization:
     async def _fetched(self) -> Token:
         try:
             given = await self._provider.get()
+            # Most providers give the same object again and again: it is checked once, not for each request.
             if given is self._given and self._newest is not None:
                 return self._newest
             token = as_token(given)

@@ -174,6 +174,7 @@ class Call:
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
         assert headers is not None
+        # URL and body come back as they were handed to treq, wrapped; here they are at hand as they are.
         # treq has just asked for gzip, which it would unpack without a bound.
         headers.setRawHeaders(b"Accept-Encoding", [b"identity"])
         request = WireRequest(method, self._target.below(self._path).encode("ascii"), headers, self._producer)
