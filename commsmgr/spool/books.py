@@ -76,8 +76,9 @@ class Books:
         """Insert what was added, and return the connection, for any statement."""
         if self._rows:
             rows, end = self._rows, len(self._rows) // _TOGETHER * _TOGETHER
-            together = [sum(rows[first : first + _TOGETHER], ()) for first in range(0, end, _TOGETHER)]
-            self.db.executemany(_INSERT_TOGETHER, together)
+            if end:
+                together = [sum(rows[first : first + _TOGETHER], ()) for first in range(0, end, _TOGETHER)]
+                self.db.executemany(_INSERT_TOGETHER, together)
             self.db.executemany(_INSERT, rows[end:])
             self._rows = []  # not if that fails: then the batch must, too
         return self.db

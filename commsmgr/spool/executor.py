@@ -79,7 +79,7 @@ class ThreadExecutor:
             self._thread = Thread(target=self._run, args=(self._queue,), name="commsmgr-spool", daemon=True)
             self._thread.start()
         if not self._turn:
-            self._reactor.callFromThread(self._hand_over)
+            self._reactor.callLater(0, self._hand_over)
         self._turn.append((work, done))
         return done
 

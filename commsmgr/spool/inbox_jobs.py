@@ -31,7 +31,6 @@ class Known(Job):
     essential = True
 
     def __init__(self, outbox: Outbox, id: str, digest: str, now: float) -> None:
-        super().__init__()
         self.outbox, self.id, self.digest, self.now = outbox, id, digest, float(now)
 
     def work(self, books: Books) -> tuple[Accepted | Duplicate | None, Entry | None]:
@@ -109,7 +108,6 @@ class Offered(Job):
     essential = True
 
     def __init__(self, keys: list[int]) -> None:
-        super().__init__()
         self.keys = keys
 
     def work(self, books: Books) -> None:
@@ -132,7 +130,6 @@ class Complete(Job):
         expires_at: float | None,
         told: set[int],
     ) -> None:
-        super().__init__()
         self.told = told
         self.outbox, self.key, self.command_id, self.status = outbox, key, command_id, status
         self.result_id, self.body, self.now, self.expires_at = result_id, body, now, expires_at
@@ -220,7 +217,6 @@ class ForgetFinished(Job):
     essential = True
 
     def __init__(self, before: float, limit: int) -> None:
-        super().__init__()
         self.before, self.limit = before, limit
 
     def work(self, books: Books) -> int:
@@ -244,7 +240,6 @@ class Unfinished(Job):
     essential = True
 
     def __init__(self, told: set[int]) -> None:
-        super().__init__()
         self.told = told
 
     def work(self, books: Books) -> list[tuple[StoredCommand, bool]]:

@@ -62,7 +62,6 @@ class _Receipt(Job):
     persistent = True
 
     def __init__(self, new_id: str, now: float) -> None:
-        super().__init__()
         self.new_id, self.now = new_id, now
 
     def work(self, books: Books) -> LossReceipt | None:
@@ -76,7 +75,6 @@ class _Forget(Job):
     persistent = True
 
     def __init__(self, id: str) -> None:
-        super().__init__()
         self.id = id
 
     def work(self, books: Books) -> None:

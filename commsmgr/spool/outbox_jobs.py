@@ -19,7 +19,6 @@ class _OutboxJob(Job):
     __slots__ = ("outbox",)
 
     def __init__(self, outbox: Outbox) -> None:
-        super().__init__()
         self.outbox = outbox
 
 
@@ -163,7 +162,6 @@ class Ask(Job):
     essential = True
 
     def __init__(self, question: Callable[[Books], Any]) -> None:
-        super().__init__()
         self.question = question
 
     def work(self, books: Books) -> Any:

@@ -59,16 +59,15 @@ class Job(ABC):
         database is damaged or cannot be read later jobs go first, for they may well be done; nothing depends on the
         order but for speed, as the outbox withholds what it has receipts for.
     :ivar patient: whether it may wait for others to share a commit with, up to :attr:`.Executor.linger`.
+    :ivar done: the Deferred of what became of it, once it is submitted.
     """
 
     __slots__ = ("done",)
+    done: Deferred[Any]
     size: int = 0
     essential: bool = False
     persistent: bool = False
     patient: bool = False
-
-    def __init__(self) -> None:
-        self.done: Deferred[Any] = Deferred()
 
     @abstractmethod
     def work(self, books: Books) -> Any:
@@ -170,13 +169,14 @@ class Store:
         if self._state is not _State.OPEN:
             job.settled(refused := Failure(NotRunning()))
             return fail(refused)
+        job.done = done = Deferred()
         self._jobs.append(job)
         if not self._busy:
             if job.patient and self._executor.linger:
                 self._linger()
             else:
                 self._next()
-        return job.done
+        return done
 
     def answer(self) -> Deferred[None]:
         """Fire when the executor has done all that it was given before; at once unless open. Cancelling is harmless."""
