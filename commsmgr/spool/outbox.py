@@ -18,11 +18,11 @@ from twisted.python.failure import Failure
 from commsmgr import config
 from commsmgr.errors import InvalidMessage, NotRunning, QueueFull, SpoolWriteFailed
 from commsmgr.spool import outbox_jobs
+from commsmgr.spool.batch import Outcome
 from commsmgr.spool.counter import Counter
 from commsmgr.spool.reader import Reader
 from commsmgr.spool.records import DeadLetter, Entry, Gone, Lane, OutboxStats
 from commsmgr.spool.store import Store
-from commsmgr.spool.writer import Outcome
 
 
 class Outbox:

@@ -32,10 +32,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr.errors import NotRunning, SpoolError, SpoolWriteFailed
+from commsmgr.spool.batch import Outcome
 from commsmgr.spool.books import Books
 from commsmgr.spool.executor import Executor
 from commsmgr.spool.replacing import SetAside
-from commsmgr.spool.writer import Outcome, Writer
+from commsmgr.spool.writer import Writer
 from commsmgr.waiters import Waiters
 
 MAX_JOBS: Final = 1000
