@@ -71,8 +71,7 @@ def corrected(db: sqlite3.Connection) -> Counter | None:
     """
     counter = found(db)
     wild = {name for name, value in counter.items() if not is_plausible(value)}
-    # One that is too low, or too high, is not seen by this, save where it makes the difference: nothing is looked for, or
-    # waited for, that is not there.
+    # One that is merely too low or too high is not seen: to count all that wait would take too long for a start.
     if not wild and all(bool(counter[name]) == db.execute(some).fetchone()[0] for name, some in _SOME.items()):
         return None
     right = recount(db)
