@@ -228,16 +228,17 @@ class OnDisk(Retries):
 
 
 class Stubborn:
-    """A connection that ends no transaction."""
+    """A connection that finds no memory for some statements."""
 
-    def __init__(self, db: Any) -> None:
+    def __init__(self, db: Any, *refused: str) -> None:
         self.db = db
+        self._refused = refused
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.db, name)
 
     def execute(self, statement: str, *values: Any) -> Any:
-        if statement in ("COMMIT", "ROLLBACK"):
+        if statement in self._refused:
             raise MemoryError
         return self.db.execute(statement, *values)
 
@@ -344,12 +345,12 @@ class InMemory(Retries):
         self.filled(2)
         self.take()
         books = self.writer._books
-        books.db = Stubborn(books.db)
-        for _ in range(2):
-            refused = self.put(self.opened, "refused")
+        for refused in (("COMMIT",), ("COMMIT", "ROLLBACK")):
+            books.db = Stubborn(books.db, *refused)
+            putting = self.put(self.opened, "refused")
             self.pass_time()
-            self.failureResultOf(refused, SpoolWriteFailed)
-        books.db = books.db.db
+            self.failureResultOf(putting, SpoolWriteFailed)
+            books.db = books.db.db
         self.done(self.put(self.opened, "after"))
         self.rewind()
         self.pass_time()
@@ -360,7 +361,7 @@ class InMemory(Retries):
         self.assertIsNone(self.writer._books)
 
         def broken(books: Books) -> None:
-            books.db = Stubborn(books.db)
+            books.db = Stubborn(books.db, "ROLLBACK")
             raise MemoryError
 
         asked = self.opened._store.submit(Ask(broken))
