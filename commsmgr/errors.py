@@ -13,7 +13,7 @@ Everything that can go wrong, as one tree.
     │   ├── QueueFull            a bound that the operator set is reached
     │   ├── SpoolLocked          another process has the spool
     │   ├── SpoolUnusable        spool.path is no place for a spool, or somebody else's
-    │   └── SpoolWriteFailed     the disk is full or failing
+    │   └── SpoolWriteFailed     the disk is full or failing, or memory
     ├── TokenError               no usable bearer token could be had
     ├── DeadlineExceeded         the caller's time ran out
     └── TransportError           the way to a backend
@@ -130,10 +130,10 @@ class SpoolUnusable(SpoolError):
 
 
 class SpoolWriteFailed(SpoolError):
-    """The spool's disk is full or failing."""
+    """The spool's disk is full or failing, or there is no memory."""
 
     retryable = True
-    advice = "look at the disk that holds spool.path; no message is accepted that cannot be written"
+    advice = "look at the disk that holds spool.path, or at memory; no message is accepted that cannot be written"
 
 
 class TokenError(CommsError):

@@ -13,9 +13,10 @@ from twisted.trial.unittest import TestCase
 
 from commsmgr import config
 from commsmgr.spool import Lane, Spool
+from commsmgr.spool.batch import Outcome, Work
 from commsmgr.spool.executor import ThreadExecutor
 from commsmgr.spool.store import Store
-from commsmgr.spool.writer import Outcome, Work, Writer
+from commsmgr.spool.writer import Writer
 from tests.test_spool_store import OnClock
 
 LINGER = 0.05

@@ -81,6 +81,36 @@ class TotalsTests(Meddled):
                 self.assertEqual(now[name], right.pop(name) + LEAP)
             self.assertEqual({**right, "commits": 0}, {**{name: now[name] for name in right}, "commits": 0})
 
+    def test_nothing(self) -> None:
+        """A total of nothing where there is something, or the other way round, is seen, and what waits expires."""
+        for name, wrong in (("events", 0), ("states", 0), ("open_commands", 0)):
+            self.tamper(f"UPDATE counter SET {name} = {wrong}")
+            self.close(self.open())
+            self.assertNotEqual(self.totals()[name], wrong, name)
+            self.verified()
+        self.tamper("UPDATE counter SET events = 0, event_bytes = 0, states = 0")
+        spool = self.open(max_age=60.0)
+        self.now += 61.0
+        self.assertEqual(self.wait(spool.outbox.expire()), 3)
+        self.wait(spool.outbox.forget([entry.seq for entry in spool.outbox.reader(Lane.STATE).take(1, 1 << 20)]))
+        self.close(spool)
+        self.verified()
+        self.tamper("UPDATE counter SET events = 7, states = 7")
+        self.close(self.open())
+        self.verified()
+
+    def test_too_low_while_it_runs(self) -> None:
+        """Where totals that are too low have come to nothing, what waits expires all the same."""
+        self.tamper("DELETE FROM entry WHERE key <> ''")
+        self.tamper("UPDATE counter SET events = 1, event_bytes = 1, states = 0")
+        spool = self.open(max_age=60.0)
+        self.wait(spool.outbox.forget([spool.outbox.reader(Lane.EVENT).take(1, 1)[0].seq]))
+        self.assertEqual((spool.outbox.stats.events, spool.outbox.stats.states), (0, 0))
+        spool.outbox.reader(Lane.EVENT).rewind()
+        self.now += 61.0
+        self.assertEqual(self.wait(spool.outbox.expire()), 2)
+        self.close(spool)
+
     def totals(self) -> dict[str, int]:
         with closing(sqlite3.connect(self.database)) as db:
             return totals.found(db)

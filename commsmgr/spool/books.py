@@ -276,9 +276,12 @@ class Books:
                 full = True
                 break
         rows.close()
+        complete = not full and read < limit
+        if not complete and last == after and not self.damaged:
+            raise torn("the rows behind one lead back")  # the next page would be this one again
         # In a damaged database to bury them might fail half-way.
         gone = [] if self.damaged else [each for seq in damaged for each in self.bury(seq, Reason.DAMAGED, now)]
-        return Page(entries, last, not full and read < limit, gone)
+        return Page(entries, last, complete, gone)
 
     def bury(self, seq: int, reason: str, now: float) -> list[Gone]:
         """Make a dead letter of an entry, and of nothing when it is not there any more."""

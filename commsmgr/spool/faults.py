@@ -1,4 +1,4 @@
-"""What an error says about the disk and the database: damaged, or full; and how to read past damage."""
+"""What an error says about the disk, the database and memory: damaged, or full; and how to read past damage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+
+ERRORS: Final = (sqlite3.Error, MemoryError)
+"""What SQLite raises; the latter when it finds no memory."""
 
 _TORN: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 """The codes by which SQLite says that a database is damaged."""
@@ -33,8 +36,8 @@ def code(error: sqlite3.Error) -> int:
 
 
 def is_trouble(error: BaseException) -> bool:
-    """Say whether the disk is to blame, and not what was to be written."""
-    return isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and code(error) in _TROUBLE)
+    """Say whether the disk is to blame, or a lack of memory, and not what was to be written."""
+    return isinstance(error, OSError | MemoryError) or (isinstance(error, sqlite3.Error) and code(error) in _TROUBLE)
 
 
 def is_torn(error: BaseException) -> bool:
@@ -58,6 +61,16 @@ def is_unreadable(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in _UNREADABLE
     return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_READ
+
+
+def may_be_partial(error: BaseException) -> bool:
+    """Say whether ``error`` may concern a part only of what was to be done: some job may take much memory."""
+    return isinstance(error, MemoryError) or is_unreadable(error)
+
+
+def in_words(error: BaseException) -> str:
+    """Return what ``error`` says to operators; a MemoryError has no words."""
+    return "out of memory" if isinstance(error, MemoryError) else str(error)
 
 
 def torn(reason: str) -> sqlite3.DatabaseError:

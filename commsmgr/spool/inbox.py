@@ -30,6 +30,7 @@ from typing import Final
 from twisted.internet.defer import Deferred, fail
 
 from commsmgr import config
+from commsmgr.spool.batch import Outcome
 from commsmgr.spool.books import SLICE
 from commsmgr.spool.inbox_jobs import (
     Accept,
@@ -44,7 +45,6 @@ from commsmgr.spool.inbox_jobs import (
 from commsmgr.spool.outbox import Outbox
 from commsmgr.spool.records import Accepted, Duplicate, StoredCommand
 from commsmgr.spool.store import Store
-from commsmgr.spool.writer import Outcome
 
 MAX_FINISHED: Final = 1_000_000
 """Finished commands that are remembered, at some 200 to 350 bytes each; to count so many takes 50 ms."""

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from commsmgr.spool.batch import Outcome
 from commsmgr.spool.books import Books
 from commsmgr.spool.records import LossReceipt
 from commsmgr.spool.store import Job, Store
-from commsmgr.spool.writer import Outcome
 
 
 class Losses:

@@ -18,11 +18,11 @@ from twisted.python.failure import Failure
 from commsmgr import config
 from commsmgr.errors import InvalidMessage, NotRunning, QueueFull, SpoolWriteFailed
 from commsmgr.spool import outbox_jobs
+from commsmgr.spool.batch import Outcome
 from commsmgr.spool.counter import Counter
 from commsmgr.spool.reader import Reader
 from commsmgr.spool.records import DeadLetter, Entry, Gone, Lane, OutboxStats
 from commsmgr.spool.store import Store
-from commsmgr.spool.writer import Outcome
 
 
 class Outbox:
@@ -44,6 +44,7 @@ class Outbox:
         self._store: Store
         self._reserved_events = 0
         self._reserved_bytes = 0
+        self._in_trouble = False
         self._receipted: set[int] = set()
         self._readers = {lane: Reader(lane, self._fetch, self._receipted) for lane in Lane}
         self._event_reader = self._readers[Lane.EVENT]
@@ -162,8 +163,10 @@ class Outbox:
         return Deferred.fromCoroutine(self._expire())
 
     async def _expire(self) -> int:
-        # What is being put just now is not over its time yet.
-        total, more = 0, bool(self.stats.events or self.stats.states)
+        stats = self.stats
+        # What is being put just now is not over its time yet. The oldest event is read, and no total: those may be too
+        # low. And an idle spool whose last batch has failed has nothing else that would show whether it works again.
+        total, more = 0, bool(stats.events or stats.states or stats.oldest_event_at is not None or self._in_trouble)
         while more:
             now = self._wall()
             oldest = now - self._settings.max_age if self._settings.max_age else None
@@ -185,6 +188,7 @@ class Outbox:
 
     def stop(self) -> None:
         """The spool is closed."""
+        self._in_trouble = False
         self._receipted.clear()
         for reader in self._readers.values():
             reader.stop()
@@ -219,6 +223,7 @@ class Outbox:
     def after_batch(self, outcome: Outcome) -> None:
         """Take over the totals, and tell those who listen."""
         stats, counter = self.stats, outcome.counter
+        self._in_trouble = bool(outcome.trouble)
         changed = False
         if counter is not None:
             now = (counter.events, counter.event_bytes, counter.states, counter.dead_letters, outcome.oldest_event_at)

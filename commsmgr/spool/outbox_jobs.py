@@ -144,7 +144,12 @@ class Fetch(_OutboxJob):
         super().__init__(outbox)
         self.lane, self.after, self.generation, self.now = lane, after, generation, now
 
+    def wanted(self) -> bool:
+        return self.outbox.reader(self.lane).awaits(self.generation)
+
     def work(self, books: Books) -> Page:
+        if not self.wanted():  # each rewind asks for one, and all may have waited for the disk
+            return Page([], self.after, False, [])
         return books.page(self.lane, self.after, self.now)
 
     def settled(self, result: Any) -> Any:

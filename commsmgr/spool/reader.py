@@ -15,7 +15,10 @@ caught up (and appends it) or has not (and ignores it, for a later page has it).
 
 After :meth:`Reader.rewind` the next page is asked for after all receipts handed over so far, so it lacks what they
 delete. Receipts handed over later remove what they name from memory, and from a page that is under way, by the outbox's
-set of receipts not yet committed. A page asked for before a rewind is recognised by its generation and dropped.
+set of receipts not yet committed. A page asked for before a rewind is recognised by its generation and dropped, or not
+read any more: while a disk fails each rewind adds one.
+
+A page that cannot be read is not asked for again here, but by the store, after a pause (see :attr:`.Job.persistent`).
 
 An entry that was replaced, expired or buried leaves the memory when that is committed; handed out before that it is
 sent although it need not be, which does no harm: a state older than the next one, an event a little over its time.
@@ -163,9 +166,13 @@ class Reader:
                 if self._position is _Position.BEHIND:
                     self._refill()
 
+    def awaits(self, generation: int) -> bool:
+        """Say, in any thread, whether a page that was asked for in ``generation`` would be used."""
+        return generation == self._generation
+
     def paged(self, generation: int, page: Page) -> None:
         """The page that was asked for."""
-        if generation != self._generation:
+        if not self.awaits(generation):
             return
         self._cursor = page.last
         self._position = _Position.CAUGHT_UP if page.complete else _Position.BEHIND
@@ -177,7 +184,7 @@ class Reader:
 
     def unpaged(self, generation: int) -> None:
         """The page that was asked for could not be read; the next :meth:`take`, or commit of the lane, asks again."""
-        if generation == self._generation:
+        if self.awaits(generation):
             self._position = _Position.BEHIND
 
     def announce(self) -> None:

@@ -20,10 +20,15 @@ from contextlib import closing
 from functools import cache
 from typing import Final
 
+from twisted.python.failure import Failure
+
 from commsmgr import config
+from commsmgr.errors import SpoolWriteFailed
+from commsmgr.spool.batch import Outcome, Work
+from commsmgr.spool.faults import ERRORS, in_words
 from commsmgr.spool.replacing import SetAside
 from commsmgr.spool.schema import prepare
-from commsmgr.spool.writer import Outcome, Work, Writer
+from commsmgr.spool.writer import Writer
 
 OPEN: Final = 128
 """Databases in memory that are open at the same time, besides large ones."""
@@ -67,12 +72,12 @@ class RestingWriter(Writer):
         """As :meth:`Writer.run`, on a database that was opened for that if need be."""
         lent: sqlite3.Connection | None = None
         if self._books is None and self._image is not None:
-            if self._image is _blank():
-                lent, _open.empty = _open.empty or _awake(self._image), None
-            db = lent or _awake(self._image)
-            self._books, self._changes = self._opening.books(db), db.total_changes
+            try:
+                lent = self._wake(self._image)
+            except ERRORS as error:
+                return self._cannot_wake(jobs, in_words(error))
         outcome = super().run(jobs)
-        if lent is not None and lent.total_changes == self._changes and self._books and self._books.db is lent:
+        if lent is not None and lent.total_changes == self._changes and not self._not_undone:
             # Most spools of a fleet never have anything in them.
             _open.empty, self._books = lent, None
             return outcome
@@ -83,15 +88,39 @@ class RestingWriter(Writer):
         if len(opened) > OPEN:
             try:
                 next(iter(opened)).rest()
-            except (sqlite3.Error, MemoryError):
+            except ERRORS:
                 # It stays open. What was committed here must not be told of as if it were not.
                 self.log.failure("A spool in memory cannot be put to rest.", event="spool.no-rest")
         return outcome
 
+    def _wake(self, image: bytes) -> sqlite3.Connection | None:
+        """Open the database; return it if it is one that is lent."""
+        lent: sqlite3.Connection | None = None
+        if image is _blank():
+            lent, _open.empty = _open.empty or _awake(image), None
+        db = lent or _awake(image)
+        try:
+            self._books, self._changes = self._opening.books(db), db.total_changes
+        except BaseException:
+            db.close()
+            raise
+        return lent
+
+    def _cannot_wake(self, jobs: Sequence[Work], reason: str) -> Outcome:
+        """Refuse ``jobs`` for now: what is in the spool stays where it is, and the next batch tries again."""
+        if self._trouble.worth_a_line():
+            self.log.warn(
+                "A spool in memory could not be opened ({reason}); trying again.",
+                event="spool.write-failed",
+                reason=reason,
+            )
+        refused = Failure(SpoolWriteFailed(f"the spool cannot be read or written: {reason}"))
+        return self._outcome([refused] * len(jobs))
+
     def rest(self) -> None:
         """Close the database, and keep what is in it. Not during :meth:`run`."""
         _open.writers.pop(self, None)
-        if self._books is None:
+        if self._books is None or self._not_undone:
             return
         db = self._books.db
         (pages,), (size,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))

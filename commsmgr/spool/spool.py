@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 
 from commsmgr import config
 from commsmgr.errors import NotRunning, SpoolError, SpoolWriteFailed
+from commsmgr.spool.batch import Outcome
 from commsmgr.spool.executor import Executor, InlineExecutor, ThreadExecutor
 from commsmgr.spool.inbox import Inbox
 from commsmgr.spool.losses import Losses
@@ -19,7 +20,7 @@ from commsmgr.spool.records import Opened, StoredCommand
 from commsmgr.spool.replacing import SetAside
 from commsmgr.spool.resting import RestingWriter
 from commsmgr.spool.store import Store
-from commsmgr.spool.writer import Outcome, Writer
+from commsmgr.spool.writer import Writer
 
 
 class Spool:

@@ -32,15 +32,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr.errors import NotRunning, SpoolError, SpoolWriteFailed
+from commsmgr.spool.batch import Outcome
 from commsmgr.spool.books import Books
 from commsmgr.spool.executor import Executor
 from commsmgr.spool.replacing import SetAside
-from commsmgr.spool.writer import Outcome, Writer
+from commsmgr.spool.writer import Writer
 from commsmgr.waiters import Waiters
 
 MAX_JOBS: Final = 1000
 MAX_BYTES: Final = 1 << 20
-"""A batch ends at this many jobs or bytes, so that the log stays small and nobody waits long."""
+"""A batch ends at this many jobs, or bytes, so that the log stays small and nobody waits long; what is done again is
+not counted, for it would keep all others out of the batch, and each batch would be followed by its like at once."""
 
 RETRY_AFTER: Final = 1.0
 """Seconds after which persistent jobs are tried again when nothing else makes the writer try; doubled each time."""
@@ -72,6 +74,10 @@ class Job(ABC):
     @abstractmethod
     def work(self, books: Books) -> Any:
         """Do it, in the writer. A CommsError must be raised before anything was written."""
+
+    def wanted(self) -> bool:
+        """Say, in any thread, whether somebody still waits for what it does; else it need not be tried again."""
+        return True
 
     def settled(self, result: Any) -> Any:
         """Take note, in the reactor's thread, of the result or Failure; return what the Deferred fires with."""
@@ -107,6 +113,7 @@ class Store:
         self._state = _State.CLOSED
         self._jobs: deque[Job] = deque()
         self._busy = False
+        self._again = 0
         self._parked: list[Job] = []
         self._retry: IDelayedCall | None = None
         self._lingering: IDelayedCall | None = None
@@ -200,8 +207,9 @@ class Store:
     def _batch(self) -> tuple[list[Job], Outcome]:
         """Runs in the executor: whatever has been handed over by now belongs to the batch."""
         waiting, size = self._jobs, 0
+        most = MAX_JOBS + self._again
         jobs: list[Job] = []
-        while waiting and len(jobs) < MAX_JOBS and size < MAX_BYTES:
+        while waiting and len(jobs) < most and size < MAX_BYTES:
             jobs.append(job := waiting.popleft())
             size += job.size
         try:
@@ -216,22 +224,24 @@ class Store:
         pairs: list[tuple[Job, Any]] = []
         again: list[Job] = []
         for job, result in zip(jobs, outcome.results, strict=True):
-            if job.persistent and self._to_be_repeated(result):
+            if job.persistent and self._to_be_repeated(result) and job.wanted():
                 again.append(job)
             else:
                 pairs.append((job, result))
         if outcome.partly:
             # Together with others they would make the writer do those one by one, at a commit each, every time.
             self._parked += again
+            self._again = 0
         else:
             self._jobs.extendleft(reversed(again))
+            self._again = len(again)
         if not again and not self._parked:
             self._wait = 0.0
         self._busy = False
         if outcome.checkpoint:
             # In the same thread, ahead of the next batch, and after the outcome was told.
             self._executor(self._writer.checkpoint)
-        if len(self._jobs) > (0 if outcome.partly else len(again)):
+        if len(self._jobs) > self._again:
             if self._state is _State.OPEN and self._executor.linger and all(job.patient for job in self._jobs):
                 self._linger()
             else:

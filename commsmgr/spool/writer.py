@@ -24,6 +24,8 @@ What goes wrong without a crash:
   jobs fail with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
 * A part of the database cannot be read, and still cannot when opened anew: the jobs are done one by one, so that only
   those fail that touch it. No other error is borne so: the disk may fail altogether, and each attempt cost seconds.
+* Memory runs out: likewise, for one job may take more of it than the others. A database in memory is never opened anew,
+  for it is all there is; when a transaction cannot even be undone, that is done before the next one.
 * A file of the spool is removed or replaced under the running agent: nothing new is taken any more, and what is open is
   not let go, for it is all that is left (see :mod:`.presence`).
 * The database is damaged, and still is when opened anew: the jobs are done one by one, so that only those fail that
@@ -37,9 +39,8 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from msgspec import Struct
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -47,9 +48,9 @@ from commsmgr import config
 from commsmgr.errors import CommsError, SpoolError, SpoolLocked, SpoolUnusable, SpoolWriteFailed
 from commsmgr.spool import ballast, directory, files
 from commsmgr.spool.ballast import Ballast
+from commsmgr.spool.batch import Outcome, Work
 from commsmgr.spool.books import Books
-from commsmgr.spool.counter import Counter
-from commsmgr.spool.faults import code, is_full, is_torn, is_trouble, is_unreadable
+from commsmgr.spool.faults import ERRORS, code, in_words, is_full, is_torn, is_trouble, is_unreadable, may_be_partial
 from commsmgr.spool.opening import Opening, disconnect
 from commsmgr.spool.presence import Presence
 from commsmgr.spool.replacing import SetAside
@@ -69,36 +70,6 @@ _REPAIR: Final = (
 
 _ROW_BYTES: Final = 256
 _BATCH_BYTES: Final = 8 << 10
-
-
-class Work(Protocol):
-    """What the writer needs to know of a job."""
-
-    size: int
-    essential: bool
-
-    def work(self, books: Books) -> Any: ...
-
-
-class Outcome(Struct, frozen=True):
-    """
-    What became of a batch.
-
-    :ivar results: one for each job, a Failure where it failed.
-    :ivar counter: the totals, None when there is no database to ask.
-    :ivar reopened: the database was opened anew: entries may be in it of which nobody was told.
-    :ivar checkpoint: it is time for :meth:`Writer.checkpoint`.
-    :ivar trouble: what is wrong with the disk or the database now, for operators; empty when all is well.
-    :ivar partly: whether the jobs that failed touch what is damaged or cannot be read, and others can be done.
-    """
-
-    results: list[Any]
-    counter: Counter | None
-    oldest_event_at: float | None
-    reopened: bool
-    checkpoint: bool
-    trouble: str = ""
-    partly: bool = False
 
 
 class Writer:
@@ -121,7 +92,8 @@ class Writer:
         self._books: Books | None = None
         self._attempted: int | None = None
         self._reopened = False
-        self._unreadable = False
+        self._partly = False
+        self._not_undone = False
         self._nothing_new = ""
         self._written = 0
 
@@ -146,19 +118,19 @@ class Writer:
             self._lock = files.lock(self._directory)
             try:
                 self._books, aside = self._opening.open()
-            except (sqlite3.Error, OSError) as error:
+            except (*ERRORS, OSError) as error:
                 if not is_full(error):
                     raise
                 # What the run before has kept for the worst moment.
                 self._ballast.drop()
                 self._books, aside = self._opening.open()
-        except (sqlite3.Error, OSError) as error:
+        except (*ERRORS, OSError) as error:
             self.close()
             if isinstance(error, sqlite3.Error) and code(error) == sqlite3.SQLITE_BUSY:
                 raise SpoolLocked(f"the database in {self._directory} is in use by another program") from error
             if isinstance(error, OSError) and files.cannot_heal(error):
                 raise SpoolUnusable(f"the spool in {self._directory} cannot be used: {error}") from error
-            fact = f"the spool in {self._directory} cannot be opened: {error}"
+            fact = f"the spool in {self._directory} cannot be opened: {in_words(error)}"
             raise SpoolWriteFailed(fact + _REPAIR if is_unreadable(error) else fact) from error
         except BaseException:
             self.close()
@@ -176,6 +148,7 @@ class Writer:
 
     def _disconnect(self) -> None:
         books, self._books = self._books, None
+        self._not_undone = False
         if books is not None:
             disconnect(books)
             self._presence.closed()
@@ -189,16 +162,18 @@ class Writer:
 
     def run(self, jobs: Sequence[Work]) -> Outcome:
         """Do ``jobs`` in one transaction. Never raises."""
-        self._unreadable = False
-        results = self._run(jobs)
+        self._partly = False
+        return self._outcome(self._run(jobs))
+
+    def _outcome(self, results: list[Any]) -> Outcome:
         failed = next((each.value for each in results if _is_refused(each)), None)
         # Whoever is told looks at once: on a disk that fails a batch each time, that would go round without a pause.
         reopened = self._reopened and self._books is not None and failed is None
         self._reopened &= not reopened
         counter, oldest = None, None
-        if self._books is not None:
+        if self._books is not None and not self._not_undone:
             counter = self._books.snapshot()
-            with suppress(sqlite3.Error):  # it may be in a damaged part
+            with suppress(*ERRORS):  # it may be in a damaged part
                 oldest = self._books.oldest_event_at()
         if failed is not None:
             self._trouble.failed(failed.fact)
@@ -213,7 +188,7 @@ class Writer:
             reopened,
             self._written >= CHECKPOINT_BYTES,
             self._trouble.text,
-            self._trouble.damaged or self._unreadable,
+            self._trouble.damaged or self._partly,
         )
 
     def _run(self, jobs: Sequence[Work]) -> list[Any]:
@@ -225,8 +200,8 @@ class Writer:
                 if self._books is not None:
                     self._books.damaged = True
                     return self._one_by_one(jobs)
-            elif is_unreadable(error) and self._books is not None:
-                self._unreadable = True
+            elif may_be_partial(error) and self._books is not None:
+                self._partly = True
                 return self._one_by_one(jobs)
             if len(jobs) == 1 or is_trouble(error):
                 return [Failure(_typed(error))] * len(jobs)
@@ -261,16 +236,16 @@ class Writer:
         try:
             self._transaction(jobs, results)
             return results
-        except (sqlite3.Error, OSError) as error:
-            if self._in_memory or not is_trouble(error):
+        except (*ERRORS, OSError) as error:
+            if not is_trouble(error):
                 raise
             if self._trouble.worth_a_line():
                 self.log.warn(
                     "The spool could not be read or written ({reason}); trying again.",
                     event="spool.write-failed",
-                    reason=str(error),
+                    reason=in_words(error),
                 )
-            if self._trouble.damaged and is_torn(error):
+            if self._in_memory or (self._trouble.damaged and is_torn(error)):
                 raise
             trouble = error
         if is_full(trouble):
@@ -280,7 +255,7 @@ class Writer:
         results = []
         try:
             self._transaction(jobs, results)
-        except sqlite3.Error as error:
+        except ERRORS as error:
             if self._may_come_back(error):
                 # What was written may yet come back, and must not be taken for the next batch, with the same number.
                 self._disconnect()
@@ -289,9 +264,9 @@ class Writer:
 
     def _may_come_back(self, error: Exception) -> bool:
         """Say whether what was written before ``error`` may be in the database all the same."""
-        if not is_trouble(error) or is_full(error) or is_torn(error):
+        if self._in_memory or not is_trouble(error) or is_full(error) or is_torn(error):
             return False
-        return self._attempted is not None or not is_unreadable(error)
+        return self._attempted is not None or not may_be_partial(error)
 
     def _transaction(self, jobs: Sequence[Work], results: list[Any]) -> None:
         self._attempted = None
@@ -299,6 +274,8 @@ class Writer:
             self._books = self._connect()
             self._reopened = True
         books, db = self._books, self._books.db
+        if self._not_undone:
+            self._undo(books)
         self._nothing_new = books.nothing_new = self._why_nothing_new()
         changes = db.total_changes
         db.execute("BEGIN IMMEDIATE")
@@ -319,17 +296,23 @@ class Writer:
             # Once a read has met damage SQLite commits this transaction no more, though there be nothing to commit.
             db.execute("COMMIT" if changed or not books.damaged else "ROLLBACK")
         except BaseException:
-            try:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                books.reload()
-            except sqlite3.Error:
+            self._not_undone = True
+            with suppress(*ERRORS):
+                self._undo(books)
+            if self._not_undone and not self._in_memory:
                 self._disconnect()  # the totals in memory are those of a batch that was undone
             raise
         if changed:
             self._written += size + changed * _ROW_BYTES + _BATCH_BYTES
             if self._nothing_new:
                 self._give_back()
+
+    def _undo(self, books: Books) -> None:
+        """Undo the transaction, of which nothing is known to be left when this returns."""
+        if books.db.in_transaction:
+            books.db.execute("ROLLBACK")
+        books.reload()
+        self._not_undone = False
 
     def _why_nothing_new(self) -> str:
         """Return why what could wait is to be refused now, or nothing."""
@@ -356,10 +339,12 @@ class Writer:
         if self._books is not None:
             try:
                 self._books.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            except sqlite3.Error as error:
+            except ERRORS as error:
                 if self._trouble.worth_a_line():  # on a full disk it is tried with each batch
                     self.log.warn(
-                        "The spool's checkpoint failed: {reason}", event="spool.checkpoint-failed", reason=str(error)
+                        "The spool's checkpoint failed: {reason}",
+                        event="spool.checkpoint-failed",
+                        reason=in_words(error),
                     )
 
     def _make_room(self) -> None:
@@ -371,7 +356,7 @@ class Writer:
         """Return freed pages to the disk, which is the only way for a full one to recover by our own doing."""
         assert self._books is not None
         db = self._books.db
-        with suppress(sqlite3.Error):
+        with suppress(*ERRORS):
             (free,) = db.execute("PRAGMA freelist_count").fetchone()
             if free >= 256:
                 # Through execute() this would free a single page.
@@ -386,5 +371,5 @@ def _is_refused(result: Any) -> bool:
 
 def _typed(error: Exception) -> SpoolError:
     if is_trouble(error):
-        return SpoolWriteFailed(f"the spool cannot be read or written: {error}")
+        return SpoolWriteFailed(f"the spool cannot be read or written: {in_words(error)}")
     return SpoolError(f"the spool cannot take this: {error}")
