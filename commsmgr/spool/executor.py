@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
@@ -66,8 +66,9 @@ class ThreadExecutor:
 
     linger = 0.05
 
-    def __init__(self, reactor: IReactorFromThreads) -> None:
+    def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
+        self._call_from_thread = cast(IReactorFromThreads, reactor).callFromThread
         self._queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None] | None = None
         self._turn: list[tuple[Callable[[], Any], Deferred[Any]]] = []
 
@@ -104,7 +105,7 @@ class ThreadExecutor:
 
     def _run(self, queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None]) -> None:
         while (item := queue.get()) is not None:
-            self._reactor.callFromThread(_deliver, item[1], _outcome(item[0]))
+            self._call_from_thread(_deliver, item[1], _outcome(item[0]))
 
 
 def _outcome(work: Callable[[], Any]) -> Any:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from typing import cast
 
 from twisted.internet.defer import Deferred, DeferredLock
-from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from commsmgr import config
 from commsmgr.errors import NotRunning, SpoolError, SpoolWriteFailed
@@ -46,7 +45,7 @@ class Spool:
     ) -> None:
         in_memory = settings.durability == "memory"
         if executor is None:
-            executor = InlineExecutor(reactor) if in_memory else ThreadExecutor(cast(IReactorFromThreads, reactor))
+            executor = InlineExecutor(reactor) if in_memory else ThreadExecutor(reactor)
         # Where SQLite is older than 3.36 or made without it, a database cannot be had as bytes, and stays open.
         rests = in_memory and hasattr(sqlite3.Connection, "serialize")
         writer = (RestingWriter if rests else Writer)(settings, wall)

@@ -176,7 +176,8 @@ class Store:
         if self._state is not _State.OPEN:
             job.settled(refused := Failure(NotRunning()))
             return fail(refused)
-        job.done = done = Deferred()
+        done: Deferred[Any] = Deferred()
+        job.done = done
         self._jobs.append(job)
         if not self._busy:
             if job.patient and self._executor.linger:
