@@ -51,6 +51,10 @@ class Gaps:
         self._above.append(above)
         self._up_to.append(up_to)
 
+    def extend(self) -> None:
+        """Nothing follows the last one: it has no known end, for what stands behind it may be hidden as well."""
+        self._up_to[-1] = _TOP
+
     def __contains__(self, number: int) -> bool:
         place = bisect_left(self._above, number) - 1
         return place >= 0 and number <= self._up_to[place]
@@ -85,12 +89,15 @@ class Walk:
         select = f"SELECT {', '.join(table.columns)} FROM {table.name} NOT INDEXED WHERE {number} > ? ORDER BY {number}"
         gaps, last = self.gaps[table.name], 0
         while last < _TOP:
+            nothing = True
             try:
                 for row in self.db.execute(select, (last,)):
                     if row[0] <= last:
                         raise sqlite3.DatabaseError("the tree leads back")
-                    last = row[0]
+                    nothing, last = False, row[0]
                     yield row
+                if nothing and gaps:
+                    gaps.extend()
                 break
             except UNREADABLE:
                 behind = _behind(self.db, select, last)
