@@ -105,7 +105,9 @@ def read_head(data: bytes) -> Head | None:
         if len(data) >= MAX_HEAD_BYTES:
             raise PeerViolation(f"the head of the answer to the WebSocket upgrade exceeds {MAX_HEAD_BYTES} bytes")
         return None
-    lines = [_UNPRINTABLE.sub(b"?", line.removesuffix(b"\r")) for line in data[: end.start()].split(b"\n")]
+    lines = [line.removesuffix(b"\r") for line in data[: end.start()].split(b"\n")]
+    if _UNPRINTABLE.search(b"".join(lines)):
+        lines = [_UNPRINTABLE.sub(b"?", line) for line in lines]
     match = _STATUS_LINE.fullmatch(lines[0])
     if match is None:
         raise UpgradeRefused(f"the answer to the WebSocket upgrade is not HTTP: {_show(lines[0])!r}")
