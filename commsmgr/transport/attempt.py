@@ -286,8 +286,9 @@ class Attempt:
 
     def _arm(self, delay: float) -> None:
         if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = self._clock.callLater(delay, self._expired)
+            self._timer.reset(delay)
+        else:
+            self._timer = self._clock.callLater(delay, self._expired)
 
     def _time_left(self) -> float:
         assert self._timer is not None

@@ -154,10 +154,10 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
                 else None
             )
         self._headers = dict(headers or {})
-        if not any(name.lower() == "user-agent" for name in self._headers):
-            self._headers = {"User-Agent": user_agent} | self._headers
         if wrong := mistake(self._headers):
             raise ConfigError(wrong, key="http.headers")
+        if not any(name.lower() == "user-agent" for name in self._headers):
+            self._headers = {"User-Agent": user_agent} | self._headers
         self._clock = reactor
         self._target = target
         self._host = bracketed(target.host)
