@@ -111,7 +111,15 @@ def _peers(world: World, commands: int) -> Any:
 
 
 class Bare(WebSocketClientProtocol):
-    """The least that can answer commands: autobahn and json, nothing checked, nothing kept."""
+    """
+    The least that can answer commands: autobahn and json, nothing checked, nothing kept.
+
+    :param registered: fires when the peer has answered the registration.
+    """
+
+    def __init__(self, registered: Deferred[None] | None = None) -> None:
+        super().__init__()
+        self._registered = registered
 
     def onOpen(self) -> None:
         self.transport.unregisterProducer()
@@ -132,14 +140,21 @@ class Bare(WebSocketClientProtocol):
             }
             envelope = {"type": "command_result", "id": result["id"], "timestamp": result["timestamp"], "data": result}
             self.sendMessage(json.dumps(envelope).encode())
+        elif self._registered is not None:
+            self._registered.callback(None)
+
+
+def _bare_factory(world: World) -> Any:
+    factory: Any = WebSocketClientFactory(f"ws://peer.example:{PORT}", protocols=["commsmgr.v1"], reactor=world.client)
+    factory.setProtocolOptions(openHandshakeTimeout=0, closeHandshakeTimeout=0, autoPingInterval=0)
+    return factory
 
 
 def websocket_bare(times: int) -> None:
     """Answer commands with autobahn and json alone."""
     world = World()
     peers = _peers(world, times)
-    factory: Any = WebSocketClientFactory(f"ws://peer.example:{PORT}", protocols=["commsmgr.v1"], reactor=world.client)
-    factory.setProtocolOptions(openHandshakeTimeout=0, closeHandshakeTimeout=0, autoPingInterval=0)
+    factory = _bare_factory(world)
     factory.protocol = Bare
     TCP4ClientEndpoint(world.client, world.peer.address, PORT).connect(factory)
     world.run_while(lambda: peers.results < times)
@@ -182,6 +197,29 @@ def http_commsmgr(times: int) -> None:
             assert response.body == b"{}"
 
     _wait(world, post())
+
+
+def registration_bare(times: int) -> None:
+    """Connect with autobahn and json alone, each time with a connection of its own, and register."""
+    world = World()
+    _peers(world, 0)
+    factory = _bare_factory(world)
+    for _ in range(times):
+        registered: Deferred[None] = Deferred()
+        factory.protocol = lambda registered=registered: Bare(registered)
+        TCP4ClientEndpoint(world.client, world.peer.address, PORT).connect(factory)
+        world.run_while(lambda registered=registered: not registered.called)
+
+
+def registration_commsmgr(times: int) -> None:
+    """The same with a whole manager each time, its spool in memory."""
+    world = World()
+    _peers(world, 0)
+    managers = []
+    for _ in range(times):
+        managers.append(_manager(world))
+        connected = managers[-1].when_connected()
+        world.run_while(lambda connected=connected: not connected.called)
 
 
 def _manager(world: World, **sections: Any) -> Manager:
@@ -242,6 +280,8 @@ WORK: dict[str, Callable[[int], None]] = {
     "websocket/commsmgr": websocket_commsmgr,
     "http/bare": http_treq,
     "http/commsmgr": http_commsmgr,
+    "registration/bare": registration_bare,
+    "registration/commsmgr": registration_commsmgr,
 }
 
 

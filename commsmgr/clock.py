@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import Any
 from weakref import WeakValueDictionary
@@ -169,9 +170,8 @@ class Alarm:
         return outcome
 
 
-def boottime() -> float:
-    """Return the seconds since the machine was started, sleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+boottime: Callable[[], float] = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""Returns the seconds since the machine was started, sleep included."""
 
 
 @implementer(IReactorTime)

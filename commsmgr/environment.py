@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -65,8 +65,7 @@ class Environment(Struct, frozen=True, kw_only=True):
             self.reactor,
             self.config.tls,
             observe_tls=observe_tls,
-            # Chosen once a run for each target, whatever becomes of the process's environment meanwhile.
-            proxy=cache(partial(proxies.choose, self.config.proxy, self.environ)),
+            proxy=partial(proxies.choose, self.config.proxy, self.environ),
             user_agent=user_agent,
             wall=self.wall,
             secret=self.redactor.secret,

@@ -71,6 +71,8 @@ def mistakes(headers: Mapping[str, str], *, own: Set[str] = frozenset()) -> Iter
 
 def mistake(headers: Mapping[str, str], *, own: Set[str] = frozenset()) -> str:
     """Return the first of the :func:`mistakes` as a sentence, empty when there is none."""
+    if not headers:
+        return ""
     return next((f"header field {name!r}: {wrong}" for name, wrong in mistakes(headers, own=own)), "")
 
 

@@ -210,9 +210,11 @@ class Manager(MultiService):
         """
         if self._failed is not None:
             return fail(self._failed)
-        status = self.status()
+        run = self._run
         # What still stops is no answer for whoever has started anew.
-        return succeed(status) if status.connected and not self._is_stopping else self._connected.wait()
+        if run is None or self._is_stopping or not run.overview.connected:
+            return self._connected.wait()
+        return succeed(self.status())
 
     def started(self) -> Deferred[None]:
         """Fire when the present start is complete, the spool open and every part begun; fails with what kept it."""

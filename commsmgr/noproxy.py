@@ -21,7 +21,6 @@ looked up to see whether its address is in a network.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
@@ -30,7 +29,8 @@ _WITH_PORT = re.compile(r"([^:]+):([0-9]{1,5})", re.ASCII)
 _NAME = re.compile(r"(?:\*?\.)?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?", re.ASCII)
 
 
-def bypasses(entries: Iterable[str], host: str, port: int) -> bool:
+@lru_cache(maxsize=256)  # a manager asks for each target several times, and a fleet of them for the same few
+def bypasses(entries: tuple[str, ...], host: str, port: int) -> bool:
     """
     Say whether one of ``entries`` keeps ``host`` from being reached through a proxy.
 

@@ -42,15 +42,25 @@ class Overview:
         """An event of ``size`` bytes was accepted: the outage budget depends on how fast they come."""
         self._outage.accepted(size)
 
+    @property
+    def connected(self) -> bool:
+        """Whether a backend can be talked to, as :attr:`Status.connected` says it."""
+        return self._registered or (not self._config.websocket.enabled and self._http_works)
+
+    @property
+    def _registered(self) -> bool:
+        return any(isinstance(line.link.state, Registered) for line in self._backends.lines)
+
+    @property
+    def _http_works(self) -> bool:
+        return any(line.http_works for line in self._backends.lines)
+
     def status(self, failed: CommsError | None) -> Status:
         """Say how things stand."""
-        lines = self._backends.lines
-        connected = any(isinstance(line.link.state, Registered) for line in lines)
-        http_works = any(line.http_works for line in lines)
         return Status(
             running=self.running,
-            connected=connected or (not self._config.websocket.enabled and http_works),
-            reachable=connected or http_works,
+            connected=self.connected,
+            reachable=self._registered or self._http_works,
             machine_id=self._machine_id,
             version=self._environment.version,
             backends=tuple(
@@ -63,7 +73,7 @@ class Overview:
                     last_receipt=line.last_receipt,
                     last_error=line.link.last_error,
                 )
-                for line in lines
+                for line in self._backends.lines
             ),
             queue=self.queue(),
             problems=tuple(self._problems(failed)),

@@ -71,7 +71,7 @@ def choose(settings: config.Proxy, environ: Mapping[str, str], target: Target) -
     if not name:
         return None
     exceptions = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
-    if bypasses(filter(None, _BETWEEN_ENTRIES.split(exceptions)), target.host, target.port):
+    if bypasses(tuple(filter(None, _BETWEEN_ENTRIES.split(exceptions))), target.host, target.port):
         return None
     return _from_variable(name, environ[name])
 

@@ -90,6 +90,7 @@ _WORDS = re.compile(
 )
 
 
+@lru_cache(maxsize=256)
 def words(name: str) -> tuple[str, ...]:
     """Return the words that a name is made of, in lower case, however they are put together."""
     return tuple(word.lower() for word in _WORDS.findall(name))

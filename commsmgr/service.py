@@ -42,8 +42,9 @@ class Step(Struct, frozen=True):
 class Part(Service):
     """One part as a child in the service tree, so that it can be found there by its name."""
 
-    def __init__(self, step: Step) -> None:
-        self.setName(step.name)
+    def __init__(self, step: Step, parent: OrderedService) -> None:
+        self.name = step.name
+        self.parent = parent
         self.step = step
 
 
@@ -61,12 +62,12 @@ class OrderedService(MultiService):
 
     def __init__(self, steps: Sequence[Step], *, stop_deadline: float, clock: IReactorTime) -> None:
         super().__init__()
-        self._parts = [Part(step) for step in steps]
+        # As setServiceParent does it for a service that does not run, only that takes longer than to make the parts.
+        self.services = self._parts = [Part(step, self) for step in steps]
+        self.namedServices = {part.name: part for part in self._parts}
         self._stop_deadline = stop_deadline
         self._clock = clock
         self.started: Deferred[None] = Deferred()
-        for part in self._parts:
-            part.setServiceParent(self)
 
     def startService(self) -> None:
         """Start the parts, each when the one before it has started."""

@@ -62,6 +62,7 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """
     Return whether ``host`` is this machine by its very name; one that merely resolves to it does not count.

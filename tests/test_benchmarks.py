@@ -189,4 +189,4 @@ class Guard(SynchronousTestCase):
         self.assertTrue(guard.judge(counts)[1])
         lines, good = guard.judge({**counts, "http/commsmgr": 100.0 * guard.MOST["http"] + 1})
         self.assertFalse(good)
-        self.assertEqual([False, True], ["TOO MUCH" in line for line in lines])
+        self.assertEqual([line.startswith("http") for line in lines], ["TOO MUCH" in line for line in lines])

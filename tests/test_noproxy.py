@@ -84,8 +84,8 @@ class Table(SynchronousTestCase):
             (".", "example.com", 443, False),
             ("", "example.com", 443, False),
         ):
-            self.assertIs(bypasses([entry], host, port), matches, (entry, host, port))
-        self.assertTrue(bypasses(["example.org", "*"], "example.com", 443))
+            self.assertIs(bypasses((entry,), host, port), matches, (entry, host, port))
+        self.assertTrue(bypasses(("example.org", "*"), "example.com", 443))
 
     def test_mistakes(self) -> None:
         """An entry of the settings that could never match is a mistake; each of the forms is none."""

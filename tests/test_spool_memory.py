@@ -21,6 +21,7 @@ from commsmgr.spool import inbox as inbox_module
 from commsmgr.spool import reader as reader_module
 from commsmgr.spool.executor import InlineExecutor
 from commsmgr.spool.outbox_jobs import Ask
+from commsmgr.spool.records import Entry, Page
 
 
 class Gate(InlineExecutor):
@@ -435,6 +436,26 @@ class ReaderTests(SynchronousTestCase):
         world.run()
         self.assertEqual(world.taken(2), ["0", "1"])
 
+    def test_rewind_at_the_beginning(self) -> None:
+        """A rewind before anything was seen asks for no page, but for one that could not be read."""
+        asked: list[int] = []
+        reader = reader_module.Reader(Lane.EVENT, lambda lane, after, generation: asked.append(generation), set())
+        reader.rewind()
+        self.assertEqual(asked, [])
+        reader.start()
+        reader.rewind()
+        reader.paged(asked[-1], Page([], 0, True, []))
+        reader.rewind()
+        self.assertEqual(len(asked), 1)
+        reader.lost_track()
+        reader.unpaged(asked[-1])
+        reader.rewind()
+        self.assertEqual(len(asked), 3)
+        entry = Entry(1, Lane.EVENT, "k", "id", b"", 0.0, None)
+        reader.paged(asked[-1], Page([entry], 1, True, []))
+        reader.rewind()
+        self.assertEqual(len(asked), 4)
+
     def test_two_rewinds(self) -> None:
         """The page of an earlier rewind is not mistaken for that of a later one."""
         world = World()
@@ -634,6 +655,19 @@ class InboxTests(SynchronousTestCase):
         self.assertIsInstance(self.accept("sent"), Accepted)
         self.assertEqual(self.accept("waiting"), Duplicate(waiting, True, "success", "r2"))
         self.assertEqual(self.accept("unfinished"), Duplicate(unfinished, False))
+
+    def test_nothing_to_forget(self) -> None:
+        """A spool in memory in which nothing was finished is not looked into."""
+        batches: list[int] = []
+        store = self.world.spool._store
+        batch = store._batch
+        self.patch(store, "_batch", lambda: (batches.append(1), batch())[1])
+        self.assertEqual(self.world.get(self.inbox.forget_finished()), 0)
+        self.assertEqual(batches, [])
+        self.complete(self.key("a"), "a", "r")
+        del batches[:]
+        self.world.get(self.inbox.forget_finished())
+        self.assertEqual(len(batches), 2)
 
     def test_finished_commands_are_bounded(self) -> None:
         """Those finished first are forgotten beyond the bound, in slices, but not while their results wait."""

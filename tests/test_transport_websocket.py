@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import zlib
+from base64 import b64encode
+from types import SimpleNamespace
 
 from autobahn.twisted.websocket import WebSocketClientProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectBindError, ConnectionDone, ConnectionLost
 from twisted.trial.unittest import SynchronousTestCase
@@ -45,9 +48,31 @@ class OptionsTests(SynchronousTestCase):
 
     def test_none_is_missing(self) -> None:
         """Each that this autobahn has is either copied from the factory or set for all."""
-        wanted, copied = set(WebSocketClientProtocol.CONFIG_ATTRS), set(BareProtocol.CONFIG_ATTRS)
+        copied: set[str] = set()
+
+        class Factory:
+            def __getattr__(self, name: str) -> None:
+                copied.add(name)
+
+        protocol = BareProtocol()
+        protocol.factory = Factory()
+        self.patch(BareProtocol, "startHandshake", lambda protocol: None)
+        protocol.connectionMade()
+        wanted = set(WebSocketClientProtocol.CONFIG_ATTRS)
         self.assertEqual(set(), copied - wanted)
         self.assertEqual(set(), wanted - copied - vars(BareProtocol).keys())
+
+    def test_beginning(self) -> None:
+        """Whatever autobahn gives a connection at its beginning, ours has: once for all, or when it is asked for."""
+        given, bare = WebSocketClientProtocol(), BareProtocol()
+        given.factory = SimpleNamespace(isServer=False, proxy=None)
+        for name in WebSocketClientProtocol.CONFIG_ATTRS:
+            setattr(given, name, getattr(bare, name, None))
+        WebSocketProtocol._connectionMade(given)
+        of_its_own = vars(given).keys() - {"factory", *WebSocketClientProtocol.CONFIG_ATTRS}
+        self.assertEqual([], [name for name in of_its_own if not hasattr(BareProtocol, name)])
+        for name in ("send_queue", "utf8validator"):
+            self.assertIsNot(getattr(bare, name), getattr(BareProtocol(), name))
 
 
 class OpeningTests(MemoryTestCase):
@@ -315,14 +340,17 @@ class OpenTests(MemoryTestCase):
         self.assertEqual(read_frames(writes[0]), [(TEXT, payload) for payload in payloads])
 
     def test_masks(self) -> None:
-        """Each frame has a mask of its own, from the source that was passed in."""
+        """Each frame has a mask of its own, from the source that was passed in; so is the key that comes first."""
         count = iter(range(1000))
         self.client = self.make_client(entropy=lambda size: bytes(next(count) for _ in range(size)))
-        connection = self.open()
+        request = self.connect()
+        self.assertIn(b"Sec-WebSocket-Key: " + b64encode(bytes(range(16))) + b"\r\n", request)
+        self.feed(accept(request))
+        connection = self.handler.connections[-1]
         connection.send_many([b"a", b"b"])
         connection.ping(b"p")
         data = self.transport.take()
-        self.assertEqual(data[2:6] + data[9:13] + data[16:20], bytes(range(12)))
+        self.assertEqual(data[2:6] + data[9:13] + data[16:20], bytes(range(16, 28)))
 
     def test_larger_than_taken(self) -> None:
         """max_message_bytes limits what is taken, not what is sent."""

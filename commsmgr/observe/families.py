@@ -10,6 +10,7 @@ from bisect import bisect_left
 from math import inf
 from typing import TypeAlias
 
+from msgspec import Struct, field
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 OTHER = "other"
@@ -18,19 +19,14 @@ MOST_SERIES = 500
 Series: TypeAlias = dict[tuple[str, ...], float]
 
 
-class Family:
+class Family(Struct):
     """A counter or a gauge: one number for each combination of label values."""
 
-    __slots__ = ("_family", "_labels", "_name", "_text", "values")
-
-    def __init__(
-        self, family: type[CounterMetricFamily] | type[GaugeMetricFamily], name: str, text: str, *labels: str
-    ) -> None:
-        self._family = family
-        self._name = name
-        self._text = text
-        self._labels = labels
-        self.values: Series = {}
+    family: type[CounterMetricFamily] | type[GaugeMetricFamily]
+    name: str
+    text: str
+    labels: tuple[str, ...] = ()
+    values: Series = field(default_factory=dict)
 
     def add(self, key: tuple[str, ...], amount: float) -> None:
         values = self.values
@@ -41,7 +37,7 @@ class Family:
         values[key] += amount
 
     def collect(self, values: Series | None = None) -> Metric:
-        family = self._family(f"commsmgr_{self._name}", self._text, labels=self._labels)
+        family = self.family(f"commsmgr_{self.name}", self.text, labels=self.labels)
         # A copy, because another thread may scrape while the reactor's counts.
         for key, value in (self.values.copy() if values is None else values).items():
             family.add_metric(key, value)

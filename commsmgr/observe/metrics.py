@@ -109,35 +109,35 @@ class Metrics:
         self._queue: Callable[[], QueueStatus] | None = None
         self._receipts: dict[str, float] = {}
         counter, gauge = CounterMetricFamily, GaugeMetricFamily
-        self._connected = Family(gauge, "connected", "1 while registered with the backend over WebSocket.", "backend")
-        self._connections = Family(counter, "connections_total", "WebSocket registrations.", "backend", "dialect")
+        self._connected = Family(
+            gauge, "connected", "1 while registered with the backend over WebSocket.", ("backend",)
+        )
+        self._connections = Family(counter, "connections_total", "WebSocket registrations.", ("backend", "dialect"))
         self._reconnects = Family(
-            counter, "reconnects_total", "Connections or attempts that ended unasked, by cause.", "backend", "reason"
+            counter, "reconnects_total", "Connections or attempts that ended unasked, by cause.", ("backend", "reason")
         )
         self._messages = Family(
             counter,
             "messages_total",
             "Messages by kind, in or out, and what became of them.",
-            "kind",
-            "direction",
-            "outcome",
+            ("kind", "direction", "outcome"),
         )
-        self._bytes = Family(counter, "bytes_total", "Bytes of message bodies.", "direction", "transport")
-        self._invalid = Family(counter, "invalid_messages_total", "Messages from backends not understood.", "reason")
-        self._breaker = Family(gauge, "breaker_state", "0 closed, 1 half-open, 2 open.", "backend")
+        self._bytes = Family(counter, "bytes_total", "Bytes of message bodies.", ("direction", "transport"))
+        self._invalid = Family(counter, "invalid_messages_total", "Messages from backends not understood.", ("reason",))
+        self._breaker = Family(gauge, "breaker_state", "0 closed, 1 half-open, 2 open.", ("backend",))
         self._since_receipt = Family(
             gauge,
             "seconds_since_receipt",
             "Since the backend last proved that it takes what is sent; +Inf: never.",
-            "backend",
+            ("backend",),
         )
         self._token = Family(gauge, "token_expiry_timestamp_seconds", "When the bearer token expires, if known.")
-        self._token_refused = Family(gauge, "token_refused", "1 while the newest token is refused (401).", "backend")
+        self._token_refused = Family(gauge, "token_refused", "1 while the newest token is refused (401).", ("backend",))
         self._token_earlier = Family(
-            gauge, "token_earlier", "1 while a token that was accepted before is used, not the newest.", "backend"
+            gauge, "token_earlier", "1 while a token that was accepted before is used, not the newest.", ("backend",)
         )
         self._certificate = Family(
-            gauge, "certificate_expiry_timestamp_seconds", "When the backend's certificate expires.", "backend"
+            gauge, "certificate_expiry_timestamp_seconds", "When the backend's certificate expires.", ("backend",)
         )
         self._requests = Histogram(
             "request_seconds", "Whole HTTP exchanges, retries apart.", _REQUEST_BUCKETS, "route", "outcome"
@@ -297,5 +297,5 @@ class Metrics:
             ),
         ):
             yield GaugeMetricFamily(f"commsmgr_{name}", text, value)
-        dropped = Family(CounterMetricFamily, "dropped_total", "Messages given up, by reason.", "reason")
+        dropped = Family(CounterMetricFamily, "dropped_total", "Messages given up, by reason.", ("reason",))
         yield dropped.collect({(reason,): count for reason, count in held.dropped.items()})

@@ -65,7 +65,8 @@ class Inbox:
         self._outbox = outbox
         self._store: Store
         self._told: set[int] = set()
-        self._may_have_finished = True
+        # On a disk those of an earlier run.
+        self._may_have_finished = self._begins_with_some = settings.durability != "memory"
         self._completed = 0
 
     def attach(self, store: Store) -> None:
@@ -167,7 +168,7 @@ class Inbox:
     def stop(self) -> None:
         """The spool is closed."""
         self._told.clear()
-        self._may_have_finished = True
+        self._may_have_finished = self._begins_with_some
 
     def after_batch(self, outcome: Outcome) -> None:
         """Take over the totals."""

@@ -105,10 +105,16 @@ class Reader:
 
     def rewind(self) -> None:
         """Begin again with the oldest entry not yet forgotten: what was taken and not forgotten comes again."""
-        if self._position is not _Position.IDLE:
-            self.start()
+        if self._position is _Position.IDLE or (self._is_at_the_beginning and self._position is not _Position.BEHIND):
+            return
+        self.start()
 
     # -- for the outbox
+
+    @property
+    def _is_at_the_beginning(self) -> bool:
+        """Whether no entry was seen since it began, as with each link that is there before the first result."""
+        return self._cursor == first_seq(self.lane)
 
     @property
     def taken(self) -> int:

@@ -100,11 +100,14 @@ class Spool:
                 self.trouble = error.fact
                 raise
             try:
-                unfinished = await self.inbox.unfinished()
+                # In one batch with what the outbox's readers begin with.
+                asked = self.inbox.unfinished()
+                self.outbox.start()
+                unfinished = await asked
             except BaseException:
+                self.outbox.stop()
                 await self._store.close()
                 raise
-            self.outbox.start()
             aside, self._aside = self._aside, None
             self._opened = Opened(
                 None if aside is None else aside.name,

@@ -27,7 +27,6 @@ from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Final
 
-from autobahn.websocket.types import ConnectingRequest
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IConnector, IDelayedCall, IReactorTime
@@ -48,6 +47,7 @@ from commsmgr.errors import (
 )
 from commsmgr.transport.connection import CLOSE_WITHIN, Connection, WebSocketHandler
 from commsmgr.transport.guarded import FLOODED, GuardedProtocol
+from commsmgr.transport.handshake import Request
 
 LAST_WORDS: Final = 2.0
 """Seconds in which what a peer sent before it sent too much may still be acknowledged."""
@@ -102,7 +102,7 @@ class Attempt:
         handler: WebSocketHandler,
         settings: WebSocket,
         *,
-        request: Callable[[Mapping[str, str]], ConnectingRequest],
+        request: Callable[[Mapping[str, str]], Request],
         connector: Callable[[float], IConnector],
         stable: Callable[[], None],
         over: Callable[[Connection | None, CommsError], None],
@@ -118,7 +118,7 @@ class Attempt:
         self._timer: IDelayedCall | None = None
         self._error: CommsError | None = None
         self._pending: Deferred[Mapping[str, str]] | None = None
-        self._request = ConnectingRequest()
+        self._request: Request | None = None
         self._connector: IConnector | None = None
         self._protocol: GuardedProtocol | None = None
         self._connection: Connection | None = None
@@ -185,8 +185,9 @@ class Attempt:
             error = TokenError(f"the headers of the upgrade request could not be had: {type(error).__name__}")
         self.drop(error)
 
-    def connected(self, protocol: GuardedProtocol) -> ConnectingRequest:
+    def connected(self, protocol: GuardedProtocol) -> Request:
         """The transport is there; return the request to send."""
+        assert self._request is not None
         if self._enter(Phase.UPGRADING):
             self._protocol = protocol
         else:
@@ -285,8 +286,9 @@ class Attempt:
 
     def _arm(self, delay: float) -> None:
         if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = self._clock.callLater(delay, self._expired)
+            self._timer.reset(delay)
+        else:
+            self._timer = self._clock.callLater(delay, self._expired)
 
     def _time_left(self) -> float:
         assert self._timer is not None

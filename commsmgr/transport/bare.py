@@ -1,7 +1,8 @@
 """
-autobahn's WebSocket protocol without what nobody here uses: a log of its own, and options for each connection.
+autobahn's WebSocket protocol without what nobody here uses: a log of its own, statistics, Deferreds that say how far it
+is, what it knows of the transport, and options and a beginning for each connection that are the same for all.
 
-Both are there for everybody who uses autobahn, and are most of what a connection takes, in memory and to open.
+All that is there for everybody who uses autobahn, and is most of what a connection takes, in memory and to open.
 """
 
 # mypy: allow-untyped-calls
@@ -9,10 +10,14 @@ Both are there for everybody who uses autobahn, and are most of what a connectio
 
 from __future__ import annotations
 
+from collections import deque
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, Final
 
 from autobahn.twisted.websocket import WebSocketClientProtocol
-from autobahn.websocket.protocol import WebSocketProtocol
+from autobahn.websocket.protocol import TrafficStats, WebSocketProtocol
+from autobahn.websocket.utf8validator import Utf8Validator
 
 
 class _Silence:
@@ -33,24 +38,29 @@ class _NoDetails:
 
     is_secure = False
 
-    def marshal(self) -> None:
-        pass
+
+class _Nobody:
+    """Takes the place of the Deferreds by which autobahn says that a connection is open, or closed."""
+
+    def callback(self, result: object) -> None:
+        """Nobody waits."""
 
 
-_NO_DETAILS: Final[Any] = _NoDetails()
+_UNCHANGING: Final = (int, bytes, str, type(None))
 
 
 class BareProtocol(WebSocketClientProtocol):
-    """One WebSocket connection, silent, and with all of autobahn's timers off."""
+    """
+    One WebSocket connection, silent, and with all of autobahn's timers off.
 
-    # autobahn copies its options from the factory into each connection. Here most are the same for all, and stand once.
-    CONFIG_ATTRS = [  # noqa: RUF012  # the type is autobahn's
-        "maxFramePayloadSize",
-        "maxMessagePayloadSize",
-        "perMessageCompressionAccept",
-        "perMessageCompressionOffers",
-    ]
-    version = WebSocketProtocol.DEFAULT_SPEC_VERSION
+    A subclass writes the request, in ``startHandshake``. Autobahn's beginning of each connection is put into this class
+    below; an attribute becomes the connection's own when it changes.
+    """
+
+    # autobahn copies its options from the factory into each connection, and writes down which. Here most are the same
+    # for all and stand once, and connectionMade copies the others.
+    CONFIG_ATTRS: list[str] = []  # noqa: RUF012  # the type is autobahn's
+    version = websocket_version = WebSocketProtocol.DEFAULT_SPEC_VERSION
     logOctets = logFrames = trackTimings = False
     utf8validateIncoming = applyMask = maskClientFrames = True
     acceptMaskedServerFrames = False
@@ -64,7 +74,52 @@ class BareProtocol(WebSocketClientProtocol):
     autoPingRestartOnAnyTraffic = True
 
     log = _Silence()
+    _transport_details: Any = _NoDetails()
+    is_open = is_closed = _Nobody()
+    trafficStats = TrafficStats()
+    # Until something is agreed, or comes.
+    websocket_extensions_in_use: Any = ()
+    inside_message = False
+    current_frame: Any = None
 
-    def _connectionMade(self) -> None:
-        self._transport_details = _NO_DETAILS
-        super()._connectionMade()
+    def __init__(self) -> None:
+        """Nothing of autobahn's: what it would make stands above, or is made when it is needed."""
+
+    @cached_property
+    def utf8validator(self) -> Any:  # type: ignore[override]  # not before it is asked for
+        """For text that comes in pieces or compressed."""
+        return Utf8Validator()
+
+    @cached_property
+    def send_queue(self) -> deque[Any]:  # type: ignore[override]  # likewise
+        """For frames that are written in pieces, as no frame of ours is."""
+        return deque()
+
+    def connectionMade(self) -> None:
+        """Begin with the upgrade."""
+        factory = self.factory
+        self.maxFramePayloadSize = factory.maxFramePayloadSize
+        self.maxMessagePayloadSize = factory.maxMessagePayloadSize
+        self.perMessageCompressionOffers = factory.perMessageCompressionOffers
+        self.perMessageCompressionAccept = factory.perMessageCompressionAccept
+        self.startHandshake()
+
+    def enter_open(self, subprotocol: str | None) -> None:
+        """Do what autobahn does at the end of an upgrade without extensions."""
+        self.websocket_protocol_in_use = subprotocol
+        self.state = WebSocketProtocol.STATE_OPEN
+        self.onOpen()
+        if self.data:
+            self.consumeData()
+
+
+def _beginning() -> dict[str, object]:
+    """Return what autobahn gives each connection at its beginning, as far as it may stand once for all of them."""
+    connection: Any = BareProtocol()
+    connection.factory = SimpleNamespace(isServer=False, proxy=None)
+    WebSocketProtocol._connectionMade(connection)
+    return {name: value for name, value in vars(connection).items() if isinstance(value, _UNCHANGING)}
+
+
+for _name, _value in _beginning().items():
+    setattr(BareProtocol, _name, _value)

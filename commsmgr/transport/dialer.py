@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Final
 
 import msgspec
@@ -52,7 +53,8 @@ class Dialer:
     :param tls: how far a backend, and a proxy to which TLS is spoken, must prove who it is.
     :param observe_tls: told of each completed and accepted handshake with a backend; what it raises is logged and
         changes nothing.
-    :param proxy: says through which proxy a target is reached; None for none.
+    :param proxy: says through which proxy a target is reached; None for none. Asked once for each target, whatever
+        becomes of the process's environment meanwhile.
     :param user_agent: how the agent calls itself to a proxy.
     :param wall: seconds since the epoch, for dates that a proxy sends.
     :param secret: told of a proxy's password before it is sent.
@@ -72,17 +74,30 @@ class Dialer:
         secret: Callable[[str], None] = lambda secret: None,
     ) -> None:
         self._reactor = reactor
-        self._contexts = ContextSource(tls)
+        self._tls = tls
         # Like the agent's certificate, pins are for backends.
         self._pins = frozenset(tls.pins)
-        # The agent's certificate says to backends who it is. A proxy need not know.
-        self._proxy_contexts = ContextSource(msgspec.structs.replace(tls, certificate="", key=""))
         self._observe_tls = observe_tls
-        self._proxy = proxy
+        self._choose_proxy = proxy
+        self._proxies: dict[Target, Proxy | None] = {}
         self._user_agent = user_agent
         self._wall = wall
         self._secret = secret
         self._throttle = LogThrottle(reactor.seconds)
+
+    @cached_property
+    def _contexts(self) -> ContextSource:
+        return ContextSource(self._tls)
+
+    @cached_property
+    def _proxy_contexts(self) -> ContextSource:
+        # The agent's certificate says to backends who it is. A proxy need not know.
+        return ContextSource(msgspec.structs.replace(self._tls, certificate="", key=""))
+
+    def _proxy(self, target: Target) -> Proxy | None:
+        if target not in self._proxies:
+            self._proxies[target] = self._choose_proxy(target)
+        return self._proxies[target]
 
     def check(self) -> None:
         """

@@ -4,8 +4,8 @@ autobahn's WebSocket protocol with a guard around it.
 autobahn knows RFC 6455 well, but lets exceptions escape from ``dataReceived``, leaves zombies when a callback raises,
 trusts the HTTP answer, times things on the global reactor and takes its masks from the global random generator. Here it
 does none of that: what it raises ends this connection and goes no further, its timers are off
-(:mod:`~commsmgr.transport.attempt` has one of its own), the answer is read by :mod:`~commsmgr.transport.handshake`
-first, and :mod:`~commsmgr.transport.frames` writes all frames and reads the plain ones.
+(:mod:`~commsmgr.transport.attempt` has one of its own), :mod:`~commsmgr.transport.handshake` writes the request and
+reads the answer first, and :mod:`~commsmgr.transport.frames` writes all frames and reads the plain ones.
 
 Once :meth:`GuardedProtocol.drop` was called, or the peer's close frame has come, nothing that arrives counts any more
 (RFC 6455 section 5.5.1).
@@ -22,12 +22,12 @@ receipts, would come so late that the link would be taken for dead, and the floo
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from autobahn.util import encode_truncate
 from autobahn.websocket.protocol import WebSocketProtocol
-from autobahn.websocket.types import ConnectingRequest
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -37,7 +37,16 @@ from commsmgr.errors import CommsError, PeerViolation, RateExceeded, TransportEr
 from commsmgr.policy.rate import TokenBucket
 from commsmgr.transport.bare import BareProtocol
 from commsmgr.transport.frames import encode_frame, plain_texts
-from commsmgr.transport.handshake import MAX_HEAD_BYTES, SWITCHING_PROTOCOLS, is_interim, read_head, refusal
+from commsmgr.transport.handshake import (
+    KEY_BYTES,
+    MAX_HEAD_BYTES,
+    SWITCHING_PROTOCOLS,
+    Request,
+    is_interim,
+    is_plainly_accepted,
+    read_head,
+    refusal,
+)
 
 NO_STATUS: Final = 1005
 """What stands for the code of a close frame without one (RFC 6455 section 7.4.1)."""
@@ -59,7 +68,7 @@ _TEXT: Final = 1
 class ProtocolOwner(Protocol):
     """What a :class:`GuardedProtocol` tells, and asks, as it goes. None of these raises."""
 
-    def connected(self, protocol: GuardedProtocol) -> ConnectingRequest: ...
+    def connected(self, protocol: GuardedProtocol) -> Request: ...
 
     def opened(self) -> None: ...
 
@@ -85,7 +94,7 @@ class GuardedProtocol(BareProtocol):
     """
     One WebSocket connection.
 
-    :param entropy: returns that many random bytes, for masks (RFC 6455 section 10.3).
+    :param entropy: returns that many random bytes, for the key (RFC 6455 section 4.1) and masks (section 10.3).
     :param wall: seconds since the epoch, for dates in Retry-After.
     :param rate: how much may come; shared with the connections before and after this one.
     """
@@ -250,8 +259,11 @@ class GuardedProtocol(BareProtocol):
     # -----------------------------------------------------------------------------------------------------------------
     # The upgrade
 
-    def onConnecting(self, transport_details: object) -> ConnectingRequest:
-        return self._owner.connected(self)
+    def startHandshake(self) -> None:
+        request = self._owner.connected(self)
+        self.websocket_key = b64encode(self._entropy(KEY_BYTES))
+        extensions = [offer.get_extension_string() for offer in self.perMessageCompressionOffers]
+        self.transport.write(request.encoded(self.websocket_key, extensions))
 
     def processHandshake(self) -> None:
         try:
@@ -270,8 +282,12 @@ class GuardedProtocol(BareProtocol):
         if head.status != SWITCHING_PROTOCOLS:
             self._owner.drop(refusal(head, self._wall()))
             return
-        self.data = head.clean + self.data[head.length :]
-        super().processHandshake()
+        if is_plainly_accepted(head, self.websocket_key, self.factory.protocols):
+            self.data = self.data[head.length :]
+            self.enter_open(head.headers.get("sec-websocket-protocol") or None)
+        else:
+            self.data = head.clean + self.data[head.length :]
+            super().processHandshake()
 
     def failHandshake(self, reason: str) -> None:
         self._owner.drop(PeerViolation(f"the answer to the WebSocket upgrade is wrong: {reason[:200]}"))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Collection, Iterable, Mapping
+from hashlib import sha1
 from typing import Final
 
 from msgspec import Struct
@@ -20,11 +22,55 @@ from commsmgr.policy.retry import parse_retry_after
 
 MAX_HEAD_BYTES: Final = 16 << 10
 SWITCHING_PROTOCOLS: Final = 101
+KEY_BYTES: Final = 16
+"""Random bytes of which a request's key is made."""
 
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SHOWN: Final = 120
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/\d+(?:\.\d+)? (\d{3})(?: (.*))?")
 _UNPRINTABLE: Final = re.compile(rb"[^\t -~]")
+
+
+class Request(Struct, frozen=True):
+    """
+    A request for the upgrade, but for what is new with each connection.
+
+    :ivar host: with the port.
+    :ivar path: with the query, if there is one.
+    :ivar headers: all of them may stand in a request.
+    :ivar protocols: the subprotocols that are offered.
+    """
+
+    host: str
+    path: str
+    headers: Mapping[str, str]
+    protocols: Collection[str]
+
+    def encoded(self, key: bytes, extensions: Iterable[str]) -> bytes:
+        """
+        Return it as it is sent.
+
+        :param key: :data:`KEY_BYTES` random bytes, in base64.
+        :param extensions: that are offered.
+        """
+        lines = [
+            f"GET {self.path} HTTP/1.1",
+            f"Host: {self.host}",
+            "Upgrade: WebSocket",
+            "Connection: Upgrade",
+            # Some proxies take the upgrade out of a request without these.
+            "Pragma: no-cache",
+            "Cache-Control: no-cache",
+            *[f"{name}: {value}" for name, value in self.headers.items()],
+            f"Sec-WebSocket-Key: {key.decode()}",
+        ]
+        if self.protocols:
+            lines.append(f"Sec-WebSocket-Protocol: {','.join(self.protocols)}")
+        if offered := ",".join(extensions):
+            lines.append(f"Sec-WebSocket-Extensions: {offered}")
+        lines += ("Sec-WebSocket-Version: 13", "", "")
+        return "\r\n".join(lines).encode("utf-8")
 
 
 class Head(Struct, frozen=True):
@@ -32,6 +78,7 @@ class Head(Struct, frozen=True):
     Status line and header fields of an answer.
 
     :ivar headers: by lower-case name; of a repeated field the first one counts.
+    :ivar repeats: whether a field is repeated.
     :ivar clean: the head anew, with CRLF line ends and printable ASCII only, for parsers that trust their input.
     :ivar length: bytes that the head took.
     """
@@ -39,6 +86,7 @@ class Head(Struct, frozen=True):
     status: int
     reason: str
     headers: dict[str, str]
+    repeats: bool
     clean: bytes
     length: int
 
@@ -57,19 +105,25 @@ def read_head(data: bytes) -> Head | None:
         if len(data) >= MAX_HEAD_BYTES:
             raise PeerViolation(f"the head of the answer to the WebSocket upgrade exceeds {MAX_HEAD_BYTES} bytes")
         return None
-    lines = [_UNPRINTABLE.sub(b"?", line.removesuffix(b"\r")) for line in data[: end.start()].split(b"\n")]
+    lines = [line.removesuffix(b"\r") for line in data[: end.start()].split(b"\n")]
+    if _UNPRINTABLE.search(b"".join(lines)):
+        lines = [_UNPRINTABLE.sub(b"?", line) for line in lines]
     match = _STATUS_LINE.fullmatch(lines[0])
     if match is None:
         raise UpgradeRefused(f"the answer to the WebSocket upgrade is not HTTP: {_show(lines[0])!r}")
     headers: dict[str, str] = {}
+    repeats = False
     for line in lines[1:]:
         name, colon, value = line.decode("ascii").partition(":")
         if colon:
-            headers.setdefault(name.strip().lower(), value.strip())
+            name = name.strip().lower()
+            repeats |= name in headers
+            headers.setdefault(name, value.strip())
     return Head(
         status=int(match[1]),
         reason=_show(match[2] or b""),
         headers=headers,
+        repeats=repeats,
         clean=b"\r\n".join([b"HTTP/1.1 " + match[1], *lines[1:], b"", b""]),
         length=end.end(),
     )
@@ -78,6 +132,26 @@ def read_head(data: bytes) -> Head | None:
 def is_interim(head: Head) -> bool:
     """Whether another answer follows this one (RFC 9110 section 15.2)."""
     return 100 <= head.status < 200 and head.status != SWITCHING_PROTOCOLS
+
+
+def is_plainly_accepted(head: Head, key: bytes, protocols: Collection[str]) -> bool:
+    """
+    Whether an answer with status 101 accepts the upgrade and leaves nothing to be weighed: no extension, nothing twice.
+
+    Where it does not, autobahn has to judge; it accepts and refuses as it would without this look.
+
+    :param key: of the request.
+    :param protocols: that were offered.
+    """
+    headers = head.headers
+    return (
+        not head.repeats
+        and headers.get("upgrade", "").lower() == "websocket"
+        and headers.get("connection", "").lower() == "upgrade"
+        and headers.get("sec-websocket-accept", "").encode("ascii") == b64encode(sha1(key + _GUID).digest())
+        and "sec-websocket-extensions" not in headers
+        and headers.get("sec-websocket-protocol", "") in ("", *protocols)
+    )
 
 
 def refusal(head: Head, now: float) -> TransportError:

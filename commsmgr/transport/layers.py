@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from commsmgr.errors import ConnectFailed, TLSFailed
@@ -47,18 +48,17 @@ class TCP:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; fails with a TransportError. Cancelling drops what was opened."""
-        return Deferred.fromCoroutine(self._connect(protocolFactory))
+        connecting: Deferred[IProtocol] = self._endpoint.connect(protocolFactory)
+        return connecting.addCallbacks(_send_at_once, self._failed)
 
-    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        try:
-            protocol: IProtocol = await self._endpoint.connect(factory)
-        except DNSLookupError:
+    def _failed(self, failure: Failure) -> Failure:
+        error = failure.value
+        if isinstance(error, DNSLookupError):
             unknown = f"the name {self._host} has no address, or the name server did not answer"
             raise ConnectFailed(f"cannot connect to {self._name}: {unknown}") from None
-        except ConnectError as error:
+        if isinstance(error, ConnectError):
             raise ConnectFailed(f"cannot connect to {self._name}: {words(error)}") from error
-        _send_at_once(protocol)
-        return protocol
+        return failure
 
 
 @implementer(IStreamClientEndpoint)
@@ -116,7 +116,7 @@ class TLS:
             raise error.saying(said) from error
 
 
-def _send_at_once(protocol: Any) -> None:
+def _send_at_once(protocol: Any) -> Any:
     """
     Turn Nagle's algorithm off (RFC 1122 section 4.2.3.4).
 
@@ -126,6 +126,7 @@ def _send_at_once(protocol: Any) -> None:
     set_no_delay = getattr(protocol.transport, "setTcpNoDelay", None)
     if set_no_delay is not None:
         set_no_delay(True)
+    return protocol
 
 
 def words(error: Exception) -> str:

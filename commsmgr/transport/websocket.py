@@ -31,12 +31,11 @@ transport is gone. Some plain backends forget a machine's newer connection when 
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from math import isfinite
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from autobahn.twisted.websocket import WebSocketClientFactory
 from autobahn.websocket import USES_NVX
@@ -45,7 +44,6 @@ from autobahn.websocket.compress import (
     PerMessageDeflateResponse,
     PerMessageDeflateResponseAccept,
 )
-from autobahn.websocket.types import ConnectingRequest
 from twisted.internet.address import HostnameAddress
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IConnector, IReactorTime, IStreamClientEndpoint
@@ -61,7 +59,7 @@ from commsmgr.transport.attempt import Attempt
 from commsmgr.transport.connection import CLOSE_WITHIN, Connection, WebSocketHandler
 from commsmgr.transport.connector import EndpointConnector
 from commsmgr.transport.guarded import GuardedProtocol
-from commsmgr.transport.handshake import check_headers
+from commsmgr.transport.handshake import Request, check_headers
 from commsmgr.urls import Target, bracketed
 
 __all__ = ["Connection", "EndpointSource", "WebSocketClient", "WebSocketHandler", "native_acceleration_active"]
@@ -127,12 +125,8 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
     _log = Logger()
 
     # What may be set of autobahn's options; the others stand in the protocol.
-    maxFramePayloadSize = maxMessagePayloadSize = 0
-    perMessageCompressionOffers: list[PerMessageDeflateOffer] = []  # noqa: RUF012  # the type is autobahn's
-    perMessageCompressionAccept = staticmethod(lambda _: None)
-
-    def resetProtocolOptions(self) -> None:
-        """Nothing is kept for each factory that is the same for all."""
+    perMessageCompressionOffers: Any = ()
+    perMessageCompressionAccept: Any = staticmethod(lambda _: None)
 
     def __init__(
         self,
@@ -148,31 +142,22 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
         entropy: Callable[[int], bytes] = os.urandom,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        # autobahn seeds the process's generator anew, which is not for it or for us to do.
-        generator = random.getstate()
-        WebSocketClientFactory.__init__(
-            self,
-            # With a port in any case: autobahn takes a bare host "unix" for a socket in the file system.
-            url=f"{target.scheme}://{target.host_and_port}{target.path}",
-            protocols=list(subprotocols),
-            useragent=user_agent,
-            reactor=reactor,
-        )
-        random.setstate(generator)
-        limit = settings.max_message_bytes
-        self.setProtocolOptions(maxFramePayloadSize=limit, maxMessagePayloadSize=limit)
+        # Nothing of autobahn's __init__: it takes the URL apart once more, for a request that is written by us, and
+        # seeds the process's generator anew, which is not for it or for us to do.
+        self.protocols = tuple(subprotocols)
+        limit = self.maxFramePayloadSize = self.maxMessagePayloadSize = settings.max_message_bytes
         if settings.compress:
-            self.setProtocolOptions(
-                perMessageCompressionOffers=[PerMessageDeflateOffer()],
-                perMessageCompressionAccept=lambda response: (
-                    PerMessageDeflateResponseAccept(response, max_message_size=limit)
-                    if isinstance(response, PerMessageDeflateResponse)
-                    else None
-                ),
+            self.perMessageCompressionOffers = [PerMessageDeflateOffer()]
+            self.perMessageCompressionAccept = lambda response: (
+                PerMessageDeflateResponseAccept(response, max_message_size=limit)
+                if isinstance(response, PerMessageDeflateResponse)
+                else None
             )
         self._headers = dict(headers or {})
         if wrong := mistake(self._headers):
             raise ConfigError(wrong, key="http.headers")
+        if not any(name.lower() == "user-agent" for name in self._headers):
+            self._headers = {"User-Agent": user_agent} | self._headers
         self._clock = reactor
         self._target = target
         self._host = bracketed(target.host)
@@ -321,18 +306,11 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
             return DELAY_AFTER_FAULT
         return delay
 
-    def _request(self, headers: Mapping[str, str]) -> ConnectingRequest:
+    def _request(self, headers: Mapping[str, str]) -> Request:
         own = check_headers(headers)
         named = {name.lower() for name in own}
         merged = {name: value for name, value in self._headers.items() if name.lower() not in named} | own
-        return ConnectingRequest(
-            host=self._host,
-            port=self._target.port,
-            resource=self._target.path,
-            headers=merged,
-            useragent=None if any(name.lower() == "user-agent" for name in merged) else self.useragent,
-            protocols=self.protocols,
-        )
+        return Request(self._target.host_and_port, self._target.path, merged, self.protocols)
 
     def _connector(self, timeout: float) -> IConnector:
         endpoint = self._dialer.endpoint(self._target, timeout=timeout)
