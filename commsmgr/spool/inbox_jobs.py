@@ -7,7 +7,7 @@ Entries that wait to be inserted together do not concern the tables here, so mos
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.python.failure import Failure
 
@@ -23,6 +23,9 @@ from commsmgr.spool.records import (
     command_checksum,
 )
 from commsmgr.spool.store import Job
+
+if TYPE_CHECKING:
+    from commsmgr.spool.inbox import Inbox
 
 
 class Known(Job):
@@ -117,11 +120,12 @@ class Offered(Job):
 
 
 class Complete(Job):
-    __slots__ = ("body", "command_id", "expires_at", "key", "now", "outbox", "result_id", "size", "status", "told")
+    __slots__ = ("body", "command_id", "expires_at", "inbox", "key", "now", "outbox", "result_id", "size", "status")
     essential = True
 
     def __init__(
         self,
+        inbox: Inbox,
         outbox: Outbox,
         key: int | None,
         command_id: str,
@@ -130,11 +134,10 @@ class Complete(Job):
         body: bytes,
         now: float,
         expires_at: float | None,
-        told: set[int],
     ) -> None:
         super().__init__()
-        self.told = told
-        self.outbox, self.key, self.command_id, self.status = outbox, key, command_id, status
+        self.inbox, self.outbox = inbox, outbox
+        self.key, self.command_id, self.status = key, command_id, status
         self.result_id, self.body, self.now, self.expires_at = result_id, body, now, expires_at
         self.size = len(body)
         outbox.reserve(self.size)
@@ -178,9 +181,9 @@ class Complete(Job):
         if isinstance(result, Failure):
             return result
         entry, key = result
-        self.told.discard(key)
+        self.inbox.completed(key, self.size)
         self.outbox.committed(entry)
-        return entry.seq
+        return self.result_id
 
 
 def _remember(books: Books, key: int, result_id: str, body: bytes) -> None:
