@@ -120,7 +120,9 @@ class Offered(Job):
 
 
 class Complete(Job):
-    __slots__ = ("body", "command_id", "expires_at", "inbox", "key", "now", "outbox", "result_id", "size", "status")
+    __slots__ = (
+        "body", "command_id", "expires_at", "found", "inbox", "key", "now", "outbox", "result_id", "size", "status",
+    )  # fmt: skip
     essential = True
 
     def __init__(
@@ -142,8 +144,8 @@ class Complete(Job):
         self.size = len(body)
         outbox.reserve(self.size)
 
-    def work(self, books: Books) -> tuple[Entry, int | None]:
-        key = self._find(books)
+    def work(self, books: Books) -> Entry:
+        key = self.found = self._find(books)
         if key is None and books.nothing_new:
             # Room is kept for the results of commands that were taken. Of an agent's own there may be any number.
             raise SpoolWriteFailed(books.nothing_new)
@@ -158,7 +160,7 @@ class Complete(Job):
             )
             books.counter.open_commands -= 1
             _remember(books, key, self.result_id, self.body)
-        return entry, key
+        return entry
 
     def _find(self, books: Books) -> int | None:
         """Return the key of the command to be finished, None when it is not known; nothing is written yet."""
@@ -180,9 +182,8 @@ class Complete(Job):
         self.outbox.release(self.size)
         if isinstance(result, Failure):
             return result
-        entry, key = result
-        self.inbox.completed(key, self.size)
-        self.outbox.committed(entry)
+        self.inbox.completed(self.found, self.size)
+        self.outbox.committed(result)
         return self.result_id
 
 
