@@ -84,7 +84,7 @@ class Run:
             settings=config.delivery,
             redact=env.redactor.document,
             in_thread=self._in_thread,
-            accepted=lambda size: self.overview.accepted(size),
+            accepted=lambda count, size: self.overview.accepted(count, size),
             clock=reactor,
             metrics=self.metrics,
         )

@@ -259,12 +259,7 @@ class Delivery:
             entries = reader.take(max(count, 1), max(free, size))
             # After a rewind the reader gives out again what is still in flight on this very link; and of two entries
             # with one id only the first goes now.
-            fresh = [entry for entry in entries if not link.carries(entry)] if link.in_flight else entries
-            if len({entry.id for entry in fresh}) != len(fresh):
-                first: dict[str, Entry] = {}
-                for entry in fresh:
-                    first.setdefault(entry.id, entry)
-                fresh = list(first.values())
+            fresh = link.fresh(entries)
             if len(fresh) != len(entries):
                 self._rewind_when_empty = True
             if fresh:

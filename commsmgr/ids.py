@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-_COUNTER_BITS = 12
+_MOST = 0xFFF
+"""How far the counter goes."""
+
 _STOCK = 32
 """Ids for which random bits are asked for at a time; few, for each manager has a stock."""
+
+_VARIANTS = {digit: "89ab"[value & 3] for value, digit in enumerate("0123456789abcdef")}
+"""The variant (RFC 9562 section 4.1) for a random digit, two bits of which are left to chance."""
 
 
 class IdSource:
@@ -31,22 +36,29 @@ class IdSource:
     def __init__(self, seconds: Callable[[], float], random: Random) -> None:
         self._seconds = seconds
         self._random = random
-        self._digits = ""
-        self._at = 0
-        self._last = 0
+        self._millisecond = 0
+        self._count = _MOST
+        self._head = ""
+        self._tails: list[str] = []
 
     def __call__(self) -> str:
         """Return the next id, 36 characters of lower-case hexadecimal and hyphens."""
-        now = int(self._seconds() * 1000) << _COUNTER_BITS
-        self._last = last = now if now > self._last else self._last + 1
-        if self._at == len(self._digits):
-            self._digits, self._at = self._random.randbytes(8 * _STOCK).hex(), 0
-        digits, at = self._digits, self._at
-        self._at = at + 16
-        milliseconds = last >> _COUNTER_BITS & 0xFFFF_FFFF_FFFF
-        # The variant (RFC 9562 section 4.1), which leaves 62 of 64 bits to chance.
-        variant = "89ab"[int(digits[at], 16) & 3]
-        return (
-            f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{last & 0xFFF:03x}"
-            f"-{variant}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + 16]}"
-        )
+        now = int(self._seconds() * 1000)
+        self._count += 1
+        if now > self._millisecond or self._count > _MOST:
+            self._begin(max(now, self._millisecond + 1))
+        if not self._tails:
+            self._restock()
+        return f"{self._head}{self._count:03x}{self._tails.pop()}"
+
+    def _begin(self, millisecond: int) -> None:
+        self._millisecond, self._count = millisecond, 0
+        digits = f"{millisecond & 0xFFFF_FFFF_FFFF:012x}"
+        self._head = f"{digits[:8]}-{digits[8:]}-7"
+
+    def _restock(self) -> None:
+        digits = self._random.randbytes(8 * _STOCK).hex()
+        self._tails = [
+            f"-{_VARIANTS[digits[at]]}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + 16]}"
+            for at in range(0, len(digits), 16)
+        ]

@@ -23,7 +23,9 @@ def rfc3339(seconds: Any, timespec: str = "milliseconds") -> str:
 
 class Timestamps:
     """
-    Tells the time as RFC 3339, to the millisecond. The date is made once a second: each message asks for the time.
+    Tells the time as RFC 3339, to the millisecond.
+
+    Each message asks for it, and many do within a millisecond. The date is made once a second.
 
     :param seconds: since the epoch.
     """
@@ -32,15 +34,20 @@ class Timestamps:
         self._seconds = seconds
         self._second: int | None = None
         self._date = ""
+        self._millisecond: int | None = None
+        self._text = ""
 
     def __call__(self) -> str:
         """Return the time now."""
-        now = self._seconds()
-        second = math.floor(now)
-        if second != self._second:
-            self._date = rfc3339(second, "seconds").removesuffix("Z")
-            self._second = second
-        return f"{self._date}.{int((now - second) * 1000):03}Z"
+        now = math.floor(self._seconds() * 1000)
+        if now != self._millisecond:
+            second, part = divmod(now, 1000)
+            if second != self._second:
+                self._date = rfc3339(second, "seconds").removesuffix("Z")
+                self._second = second
+            self._text = f"{self._date}.{part:03}Z"
+            self._millisecond = now
+        return self._text
 
 
 def shown(seconds: float) -> str:

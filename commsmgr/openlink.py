@@ -168,13 +168,13 @@ class OpenLink:
 
     def pong(self, payload: bytes) -> None:
         """A pong came; in the plain dialect it is the receipt for all that was sent before its ping."""
-        seqs = self._barrier.pong(payload)
-        if seqs is None:
+        ids = self._barrier.pong(payload)
+        if ids is None:
             return
         self._liveness.ponged()
         self._answers.pong(payload)
-        if seqs:
-            self._receipts(self._window.settle_seqs(seqs))
+        if ids:
+            self._receipts(self._window.settle(ids))
         if not self.v1 and self._barrier.oldest_unanswered is None:
             # What was sent while that ping was under way has none of its own yet.
             self._ping(self._barrier.flush())
@@ -216,27 +216,27 @@ class OpenLink:
         """How many entries were sent and have no receipt yet."""
         return len(self._window)
 
-    def carries(self, entry: Entry) -> bool:
-        """Whether this entry, or another one with its id, is in flight here."""
-        return entry.seq in self._window or self._window.seq_of(entry.id) is not None
+    def fresh(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Return those of ``entries`` whose ids are not in flight here, and of several with one id the first."""
+        ids, in_flight = {entry.id for entry in entries}, self._window.ids
+        if len(ids) == len(entries) and in_flight.isdisjoint(ids):
+            return entries
+        first = {entry.id: entry for entry in reversed(entries) if entry.id not in in_flight}
+        return [entry for entry in entries if first.get(entry.id) is entry]
 
     def send(self, entries: Sequence[Entry], timestamp: str) -> None:
         """Send results, in this order. What does not get a receipt stays in the outbox."""
         if not len(self._window):
             self._liveness.sending()
-        frames = []
-        full: bytes | None = None
-        size = 0
-        for entry in entries:
-            frame = self._conversation.result(entry.id, timestamp, entry.body)
-            frames.append(frame)
-            size += len(frame)
-            self._window.add(entry.seq, entry.id, len(entry.body))
-            if not self.v1:
-                full = self._barrier.sent(entry.seq, len(frame)) or full
-        self._metrics.traffic("out", "websocket", size)
+        frame = self._conversation.result
+        frames = [frame(entry.id, timestamp, entry.body) for entry in entries]
+        self._window.add(entries)
+        self._metrics.traffic("out", "websocket", sum(map(len, frames)))
         self._connection.send_many(frames)
         if not self.v1:
+            full: bytes | None = None
+            for entry, payload in zip(entries, frames, strict=True):
+                full = self._barrier.sent(entry.id, len(payload)) or full
             # One ping in the air at a time, save when a batch is full: a busy link pays one per batch, and a quiet
             # one has its receipt after one round trip.
             quiet = full is None and self._barrier.oldest_unanswered is None
@@ -333,13 +333,12 @@ class OpenLink:
         if event.id == self._loss_receipt:
             self._events.losses_refused(event)
             return
-        seq = self._window.seq_of(event.id)
-        if seq is None:
+        seqs = self._window.settle([event.id])
+        if not seqs:
             self._metrics.message("nack", "in", "stray")
             return
-        self._window.settle_seqs([seq])
         self._connection.answered()
-        self._events.refused(self, seq, event)
+        self._events.refused(self, seqs[0], event)
         self._progressed()
 
     def _receipts(self, seqs: Sequence[int]) -> None:

@@ -38,9 +38,9 @@ class Overview:
         self.running = False
         self.opened: Opened | None = None
 
-    def accepted(self, size: int) -> None:
-        """An event of ``size`` bytes was accepted: the outage budget depends on how fast they come."""
-        self._outage.accepted(size)
+    def accepted(self, count: int, size: int) -> None:
+        """Events of ``size`` bytes together were accepted: the outage budget depends on how fast they come."""
+        self._outage.accepted(count, size)
 
     @property
     def connected(self) -> bool:

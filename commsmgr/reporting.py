@@ -40,7 +40,8 @@ class Reporting:
     :param settings: how large a body and its texts may be.
     :param redact: takes secrets out of a text.
     :param in_thread: runs a function in a thread, since that takes a while for a long text.
-    :param accepted: called with the size of each body that was stored.
+    :param accepted: called, once per batch of the spool, with how many results were stored and the bytes of their
+        bodies.
     """
 
     log = Logger()
@@ -54,7 +55,7 @@ class Reporting:
         settings: config.Delivery,
         redact: Callable[[str], str],
         in_thread: Callable[[Callable[[], tuple[bytes, int]]], Deferred[tuple[bytes, int]]],
-        accepted: Callable[[int], None],
+        accepted: Callable[[int, int], None],
         clock: IReactorTime,
         metrics: Metrics,
     ) -> None:
@@ -68,6 +69,7 @@ class Reporting:
         self._metrics = metrics
         self._clock = clock
         self._throttle = LogThrottle(clock.seconds)
+        spool.inbox.on_completed = self._accepted
         self._aside: dict[Deferred[object], None] = {}  # in order, which a set has not
 
     def report(self, result: Result, *, ttl: float | None = None) -> Deferred[str]:
@@ -92,7 +94,7 @@ class Reporting:
         stored = self._spool.inbox.complete(
             key=result.key, command_id=result.command_id, status=result.status, result_id=message_id, body=body, ttl=ttl
         )
-        return stored.addCallback(self._accepted, message_id, len(body), left_out)
+        return stored.addCallback(self._truncated) if left_out else stored
 
     async def insist(self, result: Result) -> str:
         """As :meth:`report`, but wait for room, and for a disk that works, however long it takes."""
@@ -116,8 +118,10 @@ class Reporting:
         message_id = self._new_id()
         encode = partial(self._encode, result, message_id, self._timestamp())
         body, left_out = await self._in_thread(encode) if _is_long(result) else encode()
-        stored = self._spool.outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=message_id, body=body)
-        await stored.addCallback(self._accepted, message_id, len(body), left_out)
+        await self._spool.outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=message_id, body=body)
+        self._accepted(1, len(body))
+        if left_out:
+            self._truncated(message_id)
 
     def aside(self, storing: Coroutine[Any, Any, object], result: Result) -> None:
         """Do ``storing``, one of the above for ``result``, without anybody waiting; what it raises is logged."""
@@ -146,11 +150,12 @@ class Reporting:
             redact=self._redact,
         )
 
-    def _accepted(self, _: object, message_id: str, size: int, left_out: int) -> str:
-        self._on_accepted(size)
-        self._metrics.message("command_result", "out", "accepted")
-        if left_out:
-            self._metrics.message("command_result", "out", "truncated")
+    def _accepted(self, count: int, size: int) -> None:
+        self._on_accepted(count, size)
+        self._metrics.message("command_result", "out", "accepted", count)
+
+    def _truncated(self, message_id: str) -> str:
+        self._metrics.message("command_result", "out", "truncated")
         return message_id
 
     def _not_reported(self, failure: Failure, result: Result) -> None:

@@ -16,6 +16,7 @@ from commsmgr.messages import Command, CommandData, Result
 from commsmgr.observe.metrics import Metrics
 from commsmgr.session.conversation import CommandArrived
 from commsmgr.spool import Lane, Opened, Spool
+from commsmgr.spool.outbox_jobs import Ask
 
 BACKEND = config.Backend(url="http://127.0.0.1:1")
 
@@ -29,6 +30,11 @@ def command(key: int = 1, id: str = "", *, timeout: float = 10.0, **fields: Any)
 def arrived(id: str, digest: str = "", **fields: Any) -> CommandArrived:
     """Return a command as it comes from a link."""
     return CommandArrived(id, digest, CommandData(**{"type": "run", **fields}))
+
+
+def latest_event(spool: Spool) -> Deferred[int]:
+    """Return the number that the last event was given."""
+    return spool.outbox._store.submit(Ask(lambda books: books.counter.next_event - 1))
 
 
 class Source:
@@ -92,9 +98,8 @@ class CommandWorld:
 
     def complete(self, key: int, id: str, body: bytes = b"{}", status: str = "success") -> int:
         """Finish a command; return its result's number."""
-        seq: int = self.get(
-            self.spool.inbox.complete(key=key, command_id=id, status=status, result_id=f"r-{id}", body=body)
-        )
+        self.get(self.spool.inbox.complete(key=key, command_id=id, status=status, result_id=f"r-{id}", body=body))
+        seq: int = self.get(latest_event(self.spool))
         return seq
 
     def sent(self) -> list[str]:

@@ -390,14 +390,16 @@ class ReceiptsV1Tests(_LinkTests):
         self.assertEqual((message["data"], message["timestamp"]), ({"a": 1}, "now"))
         self.assertEqual(self.link.in_flight, 3)
 
-    def test_carries(self) -> None:
-        """What is in flight is known by its number and by its id: a receipt could not tell two with one id apart."""
+    def test_fresh(self) -> None:
+        """No id is in flight twice, be it the same entry or another one: a receipt could not tell the two apart."""
+        entries = [entry(seq, id=name) for seq, name in ((1, "e1"), (2, "e2"), (3, "e3"), (9, "e1"), (10, "e3"))]
+        self.assertEqual([each.seq for each in self.link.fresh(entries)], [1, 2, 3])
+        self.assertEqual(self.link.fresh(entries[:3]), entries[:3])
         self.send(1, 2)
-        self.assertEqual([self.link.carries(entry(seq)) for seq in (1, 2, 3)], [True, True, False])
-        self.assertTrue(self.link.carries(entry(9, id="e1")))
-        self.assertTrue(self.link.carries(entry(1, id="other")))
+        self.assertEqual([each.seq for each in self.link.fresh(entries)], [3])
+        self.assertEqual([each.seq for each in self.link.fresh(entries[:3])], [3])
         self.bench.ack("e1")
-        self.assertEqual([self.link.carries(entry(9, id="e1")), self.link.carries(entry(1))], [False, False])
+        self.assertEqual([each.seq for each in self.link.fresh(entries)], [1, 3])
 
     def test_acks(self) -> None:
         """An ack is the receipt of what it names and of nothing else, and proves the backend."""

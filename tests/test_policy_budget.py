@@ -65,8 +65,8 @@ class OutageBudgetTests(SynchronousTestCase):
         """Accept ``rate`` events of ``size`` bytes in each of so many seconds."""
         for _ in range(seconds):
             self.clock.advance(1)
-            for _ in range(rate):
-                self.budget.accepted(size)
+            self.budget.accepted(1, size)
+            self.budget.accepted(rate - 1, (rate - 1) * size)
 
     def assertAbout(self, found: float | None, expected: float, tolerance: float = 0.02) -> None:
         assert found is not None
@@ -95,7 +95,7 @@ class OutageBudgetTests(SynchronousTestCase):
 
     def test_first_event(self) -> None:
         """The very first event, in the instant of the start, gives a number and no division by zero."""
-        self.budget.accepted(10)
+        self.budget.accepted(1, 10)
         self.assertAbout(self.budget.seconds_left(1000, 10**9), 1000)
 
     def test_follows_the_rate(self) -> None:
@@ -118,7 +118,7 @@ class OutageBudgetTests(SynchronousTestCase):
         self.assertIsNotNone(self.budget.seconds_left(1000, 10**9))
         self.clock.advance(1)
         self.assertIsNone(self.budget.seconds_left(1000, 10**9))
-        self.budget.accepted(10)
+        self.budget.accepted(1, 10)
         self.assertIsNotNone(self.budget.seconds_left(1000, 10**9))
 
     def test_full(self) -> None:
@@ -136,5 +136,5 @@ class OutageBudgetTests(SynchronousTestCase):
         """After years without an event the old rate is forgotten, without an overflow."""
         self.produce(seconds=500, rate=1000, size=10)
         self.clock.advance(1e9)
-        self.budget.accepted(10)
+        self.budget.accepted(1, 10)
         self.assertAbout(self.budget.seconds_left(1000, 10**9), 100_000)

@@ -25,7 +25,7 @@ class ReportingTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.world = CommandWorld(spool={"max_events": 3}, max_pending=2)
-        self.sizes: list[int] = []
+        self.sizes: list[tuple[int, int]] = []
         self.threads = 0
         self.lines: list[LogEvent] = []
         self._ids = iter(range(1, 1000))
@@ -36,7 +36,7 @@ class ReportingTestCase(SynchronousTestCase):
             settings=config.Delivery(max_body_bytes=1024, max_output_bytes=256),
             redact=Redactor(),
             in_thread=self.in_thread,
-            accepted=self.sizes.append,
+            accepted=lambda count, size: self.sizes.append((count, size)),
             metrics=self.world.metrics,
             clock=self.world.clock,
         )
@@ -106,7 +106,16 @@ class Report(ReportingTestCase):
         ((name, body),) = self.stored()
         self.assertEqual((name, body["id"], body["command_id"], body["output"]), ("r1", "r1", "c", "out"))
         self.assertEqual((body["timestamp"], self.open), ("now", 0))
-        self.assertEqual(self.sizes, [self.world.spool.outbox.stats.event_bytes])
+        self.assertEqual(self.sizes, [(1, self.world.spool.outbox.stats.event_bytes)])
+
+    def test_counted_together(self) -> None:
+        """What one batch has stored is counted once, and what it has refused is not counted."""
+        first, second = self.command("one"), self.command("two")
+        for result in (first.success("out"), first.success("again"), second.success()):
+            self.reporting.report(result).addErrback(lambda failure: failure.trap(AlreadyCompleted))
+        self.world.run()
+        self.assertEqual(self.sizes, [(2, self.world.spool.outbox.stats.event_bytes)])
+        self.assertEqual(self.counted("accepted"), 2)
 
     def test_ttl(self) -> None:
         """A result may be of use for some time only."""

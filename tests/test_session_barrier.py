@@ -25,45 +25,45 @@ class BarrierTests(SynchronousTestCase):
 
     def test_batch_by_count(self) -> None:
         """The ping is due with the message that fills the batch, and its pong receipts the batch in order."""
-        self.assertIsNone(self.barrier.sent(7, 1))
-        self.assertIsNone(self.barrier.sent(8, 1))
-        payload = ping(self.barrier.sent(9, 1))
-        self.assertIsNone(self.barrier.sent(10, 1))
-        self.assertEqual(self.barrier.pong(payload), [7, 8, 9])
+        self.assertIsNone(self.barrier.sent("7", 1))
+        self.assertIsNone(self.barrier.sent("8", 1))
+        payload = ping(self.barrier.sent("9", 1))
+        self.assertIsNone(self.barrier.sent("10", 1))
+        self.assertEqual(self.barrier.pong(payload), ["7", "8", "9"])
 
     def test_batch_by_bytes(self) -> None:
         """Few large messages fill a batch as well, and the next batch starts from nothing."""
-        self.assertIsNone(self.barrier.sent(1, 99))
-        self.assertIsNotNone(self.barrier.sent(2, 1))
-        self.assertIsNone(self.barrier.sent(3, 99))
+        self.assertIsNone(self.barrier.sent("1", 99))
+        self.assertIsNotNone(self.barrier.sent("2", 1))
+        self.assertIsNone(self.barrier.sent("3", 99))
 
     def test_flush(self) -> None:
         """When there is nothing more to send, what was sent gets its ping; when nothing was, there is none."""
         self.assertIsNone(self.barrier.flush())
-        self.barrier.sent(1, 1)
+        self.barrier.sent("1", 1)
         payload = ping(self.barrier.flush())
         self.assertIsNone(self.barrier.flush())
-        self.assertEqual(self.barrier.pong(payload), [1])
+        self.assertEqual(self.barrier.pong(payload), ["1"])
 
     def test_probe_is_a_barrier(self) -> None:
         """A keep-alive ping receipts what was sent before it, and a pong for it counts even if that was nothing."""
-        self.barrier.sent(1, 1)
+        self.barrier.sent("1", 1)
         first, second = self.barrier.probe(), self.barrier.probe()
-        self.assertEqual(self.barrier.pong(first), [1])
+        self.assertEqual(self.barrier.pong(first), ["1"])
         self.assertEqual(self.barrier.pong(second), [])
         self.assertEqual(self.barrier.strays, 0)
 
     def test_pongs_are_cumulative(self) -> None:
         """A peer may answer only the latest ping: that receipts all before it, and a late pong for those is a stray."""
         payloads = []
-        for seq in (1, 2, 3):
-            self.barrier.sent(seq, 1)
+        for name in ("1", "2", "3"):
+            self.barrier.sent(name, 1)
             payloads.append(ping(self.barrier.flush()))
-        self.barrier.sent(4, 1)
-        self.assertEqual(self.barrier.pong(payloads[1]), [1, 2])
+        self.barrier.sent("4", 1)
+        self.assertEqual(self.barrier.pong(payloads[1]), ["1", "2"])
         self.assertIsNone(self.barrier.pong(payloads[0]))
         self.assertIsNone(self.barrier.pong(payloads[1]))
-        self.assertEqual(self.barrier.pong(payloads[2]), [3])
+        self.assertEqual(self.barrier.pong(payloads[2]), ["3"])
         self.assertEqual(self.barrier.strays, 2)
 
     def test_strays(self) -> None:
@@ -108,15 +108,15 @@ class BarrierTests(SynchronousTestCase):
     def test_against_a_model(self, steps: list[tuple[str, int | None]]) -> None:
         """A message is receipted once, in order, and only by a pong for a ping that was sent after it."""
         barrier = Barrier(b"nonce", every_messages=3, every_bytes=100)
-        sent: list[int] = []
+        sent: list[str] = []
         pings: list[tuple[bytes, int]] = []  # the payload, and how many messages were sent before it
-        receipted: list[int] = []
+        receipted: list[str] = []
         answered = -1
         strays = 0
         for step, argument in steps:
             payload = None
             if step == "sent":
-                sent.append(len(sent))
+                sent.append(str(len(sent)))
                 payload = barrier.sent(sent[-1], argument or 0)
             elif step == "flush":
                 payload = barrier.flush()

@@ -22,6 +22,7 @@ from commsmgr.spool import reader as reader_module
 from commsmgr.spool.executor import InlineExecutor
 from commsmgr.spool.outbox_jobs import Ask
 from commsmgr.spool.records import Entry, Page
+from tests.command_kit import latest_event
 
 
 class Gate(InlineExecutor):
@@ -499,9 +500,9 @@ class InboxTests(SynchronousTestCase):
         return self.world.get(self.inbox.accept(id=id, digest=digest, body=body))
 
     def complete(self, key: int | None, id: str, result: str, body: bytes = b"done") -> int:
-        return self.world.get(
-            self.inbox.complete(key=key, command_id=id, status="success", result_id=result, body=body)
-        )
+        completing = self.inbox.complete(key=key, command_id=id, status="success", result_id=result, body=body)
+        self.assertEqual(self.world.get(completing), result)
+        return self.world.get(latest_event(self.world.spool))
 
     def key(self, id: str, digest: str = "d") -> int:
         answer = self.accept(id, digest)
@@ -827,7 +828,7 @@ class Model(RuleBasedStateMachine):
             key=known[0], command_id=name, status="success", result_id=result, body=b"{}"
         )
         if known[1] is None:
-            known[1], known[2] = result, self.world.get(waiting)
+            known[1], known[2] = self.world.get(waiting), self.world.get(latest_event(self.world.spool))
             self.appended(known[2], result)
         else:
             try:

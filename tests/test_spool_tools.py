@@ -30,6 +30,7 @@ from commsmgr.spool.books import Books
 from commsmgr.spool.executor import InlineExecutor
 from commsmgr.spool.opening import Opening
 from commsmgr.spooltool import access, snapshot
+from tests.command_kit import latest_event
 from tests.processes import ROOT
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -132,8 +133,8 @@ class Tools(SynchronousTestCase):
         self.wait(spool.outbox.put(lane=Lane.STATE, kind="inventory", id="s1", body=b"[1]", key="inventory"))
         done = self.accept(spool, "c1")
         complete = spool.inbox.complete(key=done, command_id="c1", status="success", result_id="r1", body=b'{"r":1}')
-        seq = self.wait(complete)
-        self.wait(spool.outbox.forget([seq]))
+        self.wait(complete)
+        self.wait(spool.outbox.forget([self.wait(latest_event(spool))]))
         self.accept(spool, "c2")
         self.close(spool)
 
@@ -685,7 +686,8 @@ class Requeueing(Tools):
         spool = self.open()
         key = self.accept(spool, "c3")
         complete = spool.inbox.complete(key=key, command_id="c3", status="success", result_id="r3", body=b"{}")
-        self.wait(spool.outbox.bury(self.wait(complete), "refused"))
+        self.wait(complete)
+        self.wait(spool.outbox.bury(self.wait(latest_event(spool)), "refused"))
         self.close(spool)
         self.rows("requeue", "r3")
         spool = self.open()

@@ -58,15 +58,15 @@ class OutageBudget:
         self._events = 0.0
         self._bytes = 0.0
 
-    def accepted(self, size_bytes: int) -> None:
-        """An event of ``size_bytes`` was accepted into the spool."""
+    def accepted(self, count: int, size_bytes: int) -> None:
+        """``count`` events of ``size_bytes`` together were accepted into the spool."""
         now = self._seconds()
         if not 0 <= now - self._last < _GRAIN:
             weight = self._weight(now)
             self._events *= weight
             self._bytes *= weight
             self._last = now
-        self._events += 1
+        self._events += count
         self._bytes += size_bytes
 
     def seconds_left(self, free_count: int, free_bytes: int) -> float | None:

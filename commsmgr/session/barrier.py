@@ -39,10 +39,10 @@ class Barrier:
         self._every_messages = every_messages
         self._every_bytes = every_bytes
         self._last_ping = 0
-        self._unpinged: list[int] = []
+        self._unpinged: list[str] = []
         self._unpinged_bytes = 0
         # Few; and an empty deque would be the largest part of a link that is idle.
-        self._batches: list[tuple[int, list[int]]] = []
+        self._batches: list[tuple[int, list[str]]] = []
         self.strays = 0
 
     @property
@@ -55,15 +55,15 @@ class Barrier:
         """
         return self._batches[0][0] if self._batches else None
 
-    def sent(self, seq: int, size: int) -> bytes | None:
+    def sent(self, id: str, size: int) -> bytes | None:
         """
         Note that a message was sent.
 
-        :param seq: the outbox's number of the message.
+        :param id: the message's.
         :param size: bytes of its payload.
         :return: the payload of a ping to send right after it, or None while the batch is not full.
         """
-        self._unpinged.append(seq)
+        self._unpinged.append(id)
         self._unpinged_bytes += size
         if len(self._unpinged) >= self._every_messages or self._unpinged_bytes >= self._every_bytes:
             return self.probe()
@@ -81,18 +81,18 @@ class Barrier:
         self._unpinged_bytes = 0
         return self._nonce + self._last_ping.to_bytes(_COUNTER_BYTES, "big")
 
-    def pong(self, payload: bytes) -> list[int] | None:
+    def pong(self, payload: bytes) -> list[str] | None:
         """
         Take a pong.
 
-        :return: the numbers of the messages that it receipts, in the order sent, empty for a ping that covered none;
+        :return: the ids of the messages that it receipts, in the order sent, empty for a ping that covered none;
             None for a stray, which proves nothing.
         """
         nonce, counter = payload[:-_COUNTER_BYTES], int.from_bytes(payload[-_COUNTER_BYTES:], "big")
         if nonce != self._nonce or not self._batches or not self._batches[0][0] <= counter <= self._last_ping:
             self.strays += 1
             return None
-        receipted: list[int] = []
+        receipted: list[str] = []
         while self._batches and self._batches[0][0] <= counter:
             receipted += self._batches.pop(0)[1]
         return receipted

@@ -212,9 +212,7 @@ class Conversation:
             return []
         return self._registered(_Input.WAIT_ELAPSED, RegistrationAckData())
 
-    def result(self, id: str, timestamp: str, body: bytes) -> bytes:
-        """Return the payload that carries the result ``body``, as stored."""
-        return result_frame(id, timestamp, body)
+    result = staticmethod(result_frame)
 
     def loss_receipt(self, report: LossReport) -> bytes:
         """Return the payload that says what was given up; commsmgr.v1 only."""

@@ -7,7 +7,25 @@ pass: an empty window admits anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
+from typing import Protocol
+
+
+class Message(Protocol):
+    """
+    What the window needs to know of a message.
+
+    :ivar seq: the outbox's number of it.
+    :ivar id: what a receipt calls it.
+    :ivar body: what takes room.
+    """
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def body(self) -> bytes: ...
 
 
 class Window:
@@ -22,8 +40,7 @@ class Window:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._seqs: dict[str, int] = {}
-        self._entries: dict[int, tuple[str, int]] = {}
+        self._entries: dict[str, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -38,9 +55,10 @@ class Window:
         """How many messages and how many bytes still fit; neither is ever negative."""
         return max(self._max_messages - len(self._entries), 0), max(self._max_bytes - self._bytes, 0)
 
-    def __contains__(self, seq: int) -> bool:
-        """Whether the message with this number is in flight."""
-        return seq in self._entries
+    @property
+    def ids(self) -> Set[str]:
+        """The ids of what is in flight."""
+        return self._entries.keys()
 
     def admits(self, size: int) -> bool:
         """Return whether a message of ``size`` bytes may be sent now; always, when nothing is in flight."""
@@ -48,43 +66,25 @@ class Window:
             return True
         return len(self._entries) < self._max_messages and self._bytes + size <= self._max_bytes
 
-    def add(self, seq: int, id: str, size: int) -> None:
+    def add(self, messages: Sequence[Message]) -> None:
         """
-        Note that the message was sent. The caller has asked :meth:`admits`.
+        Note that messages were sent. The caller has asked :meth:`admits`.
 
-        :param seq: the outbox's number of the message.
-        :param id: the message's id, by which a commsmgr.v1 backend acks it.
-        :param size: bytes of its payload.
-        :raise ValueError: ``seq`` or ``id`` is in flight already; a receipt could not tell the two apart.
+        :raise ValueError: two of them have one id, or one's is in flight already; a receipt could not tell them apart.
         """
-        if seq in self._entries or id in self._seqs:
-            raise ValueError(f"message {id} (number {seq}) is in flight already")
-        self._seqs[id] = seq
-        self._entries[seq] = (id, size)
-        self._bytes += size
-
-    def seq_of(self, id: str) -> int | None:
-        """Return the number of the message with ``id``, or None when it is not in flight."""
-        return self._seqs.get(id)
+        added = {message.id: (message.seq, len(message.body)) for message in messages}
+        if len(added) < len(messages) or not self._entries.keys().isdisjoint(added):
+            raise ValueError(f"of {', '.join(message.id for message in messages)} one is in flight already")
+        self._entries.update(added)
+        self._bytes += sum(size for _, size in added.values())
 
     def settle(self, ids: Iterable[str]) -> list[int]:
         """Take the messages with these ids out; return their numbers. Ids that are not in flight are ignored."""
         settled = []
         for own_id in ids:
-            seq = self._seqs.pop(own_id, None)
-            if seq is not None:
-                self._bytes -= self._entries.pop(seq)[1]
-                settled.append(seq)
-        return settled
-
-    def settle_seqs(self, seqs: Iterable[int]) -> list[int]:
-        """Take the messages with these numbers out; return those that were in flight, each once."""
-        settled = []
-        for seq in seqs:
-            entry = self._entries.pop(seq, None)
+            entry = self._entries.pop(own_id, None)
             if entry is not None:
-                own_id, size = entry
-                del self._seqs[own_id]
+                seq, size = entry
                 self._bytes -= size
                 settled.append(seq)
         return settled
@@ -92,7 +92,6 @@ class Window:
     def clear(self) -> int:
         """Forget everything, the connection being over; return how many messages ended without a receipt."""
         count = len(self._entries)
-        self._seqs.clear()
         self._entries.clear()
         self._bytes = 0
         return count

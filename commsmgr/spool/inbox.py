@@ -56,10 +56,13 @@ class Inbox:
     with NotRunning unless the spool is open, and with SpoolWriteFailed when the disk does not take it.
 
     :ivar open_count: commands accepted and not finished, as of the last commit.
+    :ivar on_completed: called, once per batch, with how many results :meth:`complete` has accepted and the bytes of
+        their bodies.
     """
 
     def __init__(self, settings: config.Spool, wall: Callable[[], float], outbox: Outbox) -> None:
         self.open_count = 0
+        self.on_completed: Callable[[int, int], None] | None = None
         self._settings = settings
         self._wall = wall
         self._outbox = outbox
@@ -68,6 +71,7 @@ class Inbox:
         # On a disk those of an earlier run.
         self._may_have_finished = self._begins_with_some = settings.durability != "memory"
         self._completed = 0
+        self._results = self._result_bytes = 0
 
     def attach(self, store: Store) -> None:
         """Use ``store``; called once, by the spool."""
@@ -98,7 +102,7 @@ class Inbox:
 
     def complete(
         self, *, key: int | None, command_id: str, status: str, result_id: str, body: bytes, ttl: float | None = None
-    ) -> Deferred[int]:
+    ) -> Deferred[str]:
         """
         Accept the result of a command: put it into the outbox as an event and mark the command finished, in one commit.
 
@@ -106,7 +110,7 @@ class Inbox:
             not known at all is accepted as an event all the same.
         :param body: the result, as it will be sent.
         :param ttl: seconds after which the result need not be sent any more.
-        :return: the event's number. Fails with AlreadyCompleted when the command has a result (without ``key``: when
+        :return: ``result_id``. Fails with AlreadyCompleted when the command has a result (without ``key``: when
             all known commands of that id have), with QueueFull at the outbox's bounds, as :meth:`Outbox.put` does, and
             with SpoolWriteFailed on a full disk when the command is not known.
         """
@@ -116,8 +120,15 @@ class Inbox:
         expires_at = None if ttl is None else now + ttl
         self._may_have_finished = True
         self._completed += 1
-        job = Complete(self._outbox, key, command_id, status, result_id, body, now, expires_at, self._told)
+        job = Complete(self, self._outbox, key, command_id, status, result_id, body, now, expires_at)
         return self._store.submit(job)
+
+    def completed(self, key: int | None, size: int) -> None:
+        """A result of ``size`` bytes is in the database, and its command, if it had one that is known, is finished."""
+        if key is not None:
+            self._told.discard(key)
+        self._results += 1
+        self._result_bytes += size
 
     def forget_finished(self) -> Deferred[int]:
         """
@@ -176,3 +187,8 @@ class Inbox:
             self._may_have_finished = True
         if outcome.counter is not None:
             self.open_count = outcome.counter.open_commands
+        if self._results:
+            count, size = self._results, self._result_bytes
+            self._results = self._result_bytes = 0
+            if self.on_completed is not None:
+                self.on_completed(count, size)

@@ -7,7 +7,7 @@ Entries that wait to be inserted together do not concern the tables here, so mos
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.python.failure import Failure
 
@@ -23,6 +23,9 @@ from commsmgr.spool.records import (
     command_checksum,
 )
 from commsmgr.spool.store import Job
+
+if TYPE_CHECKING:
+    from commsmgr.spool.inbox import Inbox
 
 
 class Known(Job):
@@ -115,11 +118,14 @@ class Offered(Job):
 
 
 class Complete(Job):
-    __slots__ = ("body", "command_id", "expires_at", "key", "now", "outbox", "result_id", "size", "status", "told")
+    __slots__ = (
+        "body", "command_id", "expires_at", "found", "inbox", "key", "now", "outbox", "result_id", "size", "status",
+    )  # fmt: skip
     essential = True
 
     def __init__(
         self,
+        inbox: Inbox,
         outbox: Outbox,
         key: int | None,
         command_id: str,
@@ -128,16 +134,15 @@ class Complete(Job):
         body: bytes,
         now: float,
         expires_at: float | None,
-        told: set[int],
     ) -> None:
-        self.told = told
-        self.outbox, self.key, self.command_id, self.status = outbox, key, command_id, status
+        self.inbox, self.outbox = inbox, outbox
+        self.key, self.command_id, self.status = key, command_id, status
         self.result_id, self.body, self.now, self.expires_at = result_id, body, now, expires_at
         self.size = len(body)
         outbox.reserve(self.size)
 
-    def work(self, books: Books) -> tuple[Entry, int | None]:
-        key = self._find(books)
+    def work(self, books: Books) -> Entry:
+        key = self.found = self._find(books)
         if key is None and books.nothing_new:
             # Room is kept for the results of commands that were taken. Of an agent's own there may be any number.
             raise SpoolWriteFailed(books.nothing_new)
@@ -152,7 +157,7 @@ class Complete(Job):
             )
             books.counter.open_commands -= 1
             _remember(books, key, self.result_id, self.body)
-        return entry, key
+        return entry
 
     def _find(self, books: Books) -> int | None:
         """Return the key of the command to be finished, None when it is not known; nothing is written yet."""
@@ -174,10 +179,9 @@ class Complete(Job):
         self.outbox.release(self.size)
         if isinstance(result, Failure):
             return result
-        entry, key = result
-        self.told.discard(key)
-        self.outbox.committed(entry)
-        return entry.seq
+        self.inbox.completed(self.found, self.size)
+        self.outbox.committed(result)
+        return self.result_id
 
 
 def _remember(books: Books, key: int, result_id: str, body: bytes) -> None:

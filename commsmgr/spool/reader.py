@@ -82,6 +82,21 @@ class Reader:
         :param max_bytes: bytes of bodies together, which the first may exceed: ask :meth:`peek_size` before.
         :return: in order, [] when nothing is ready now.
         """
+        ahead = self._ahead
+        if len(ahead) <= max_count and self._ahead_bytes <= max_bytes:
+            taken = list(ahead.values())
+            ahead.clear()
+            self._ahead_bytes = 0
+        else:
+            taken = self._some(max_count, max_bytes)
+        if taken:
+            self._taken = taken[-1].seq
+        if self._position is _Position.BEHIND:
+            self._refill()
+        return taken
+
+    def _some(self, max_count: int, max_bytes: int) -> list[Entry]:
+        """Take as many of what is in memory as the bounds admit."""
         taken: list[Entry] = []
         ahead = self._ahead
         while ahead and len(taken) < max_count:
@@ -93,10 +108,7 @@ class Reader:
                 ahead.move_to_end(seq, last=False)
                 break
             self._ahead_bytes -= size
-            self._taken = seq
             taken.append(entry)
-        if self._position is _Position.BEHIND:
-            self._refill()
         return taken
 
     def peek_size(self) -> int | None:
