@@ -115,7 +115,7 @@ def commsmgr(
 
     :param size: bytes of an output.
     :param warm: results before those that count.
-    :param traced: whether to count, instead of the time, the bytes of memory beyond an output, by its size (``copies``).
+    :param traced: whether to count, instead of the time, the bytes of memory beyond an output: ``copies``, by its size.
     :param backends: how many are configured; the first of them is the one that works.
     """
     from twisted.internet.task import deferLater
