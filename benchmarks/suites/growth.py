@@ -120,5 +120,17 @@ BENCHMARKS = (
         servers=SERVERS,
         targets=(Target("commsmgr, 10 MB", "copies", at_most=0.1),),
         rounds=3,
+    ),    Benchmark(
+        name="growth-websocket-copies",
+        title="memory that a result by WebSocket takes beyond its output, in bytes by the output's",
+        reference="autobahn, 10 MB",
+        metrics=("copies",),
+        contenders=tuple(
+            _result(f"{run}, {name}", run, size=size, operations=3, window=1, warm=1, traced=True)
+            for name, size in (("10 kB", 10_000), ("1 MB", 1_000_000), ("10 MB", 10_000_000))
+            for run in ("commsmgr", "autobahn")
+        ),
+        servers=SERVERS,
+        rounds=3,
     ),
 )
