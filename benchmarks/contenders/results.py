@@ -15,10 +15,14 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.contenders.growing import Grow, grown
 from benchmarks.sample import Sample, Watch
 
 OUTPUT = "/srv: 12 files, 0 errors"
 """With what stands around it, a result's body then has 230 bytes."""
+
+LARGEST = 10_000_000
+"""Bytes of the largest output."""
 
 _encode = msgspec.json.Encoder().encode
 _ids = (f"0190163d-8694-739b-aea5-{number:012x}" for number in count())
@@ -76,25 +80,39 @@ class Loop:
 
 
 class Awaited(Loop):
-    """The same where Twisted's reactor runs."""
+    """
+    The same where Twisted's reactor runs.
 
-    def __init__(self, window: int, send: Any) -> None:
-        super().__init__(window, send, lambda: self.finished.callback(None))
+    :param send: sends one with the output that it is given.
+    :param idle: returns what is waited for at the end, on top.
+    """
 
-    async def run(self, operations: int, size: int = 0) -> None:
+    def __init__(self, window: int, send: Any, idle: Any = None) -> None:
+        super().__init__(window, lambda: send(self._output), lambda: self.finished.callback(None))
+        self._idle = idle
+
+    async def run(self, operations: int, size: int, window: int, warm: int = 0, traced: bool = False) -> Sample:
         """
         Send so many, and wait for their receipts.
 
-        :param size: that of an output, when memory is what is measured.
+        :param size: that of an output.
+        :param warm: results before those that count.
+        :param traced: whether to count, instead of the time, the bytes of memory beyond an output, by its size.
         """
         from twisted.internet.defer import Deferred
 
-        self.finished: Deferred[None] = Deferred()
-        if size:
-            tracemalloc.start()
-        self.start(operations)
-        await self.finished
-        self.copies = tracemalloc.get_traced_memory()[1] / size if size else 0.0
+        self._output, self._window = (OUTPUT * (size // len(OUTPUT) + 1))[:size], window
+        for number in (warm, operations) if warm else (operations,):
+            self.finished: Deferred[None] = Deferred()
+            if traced and number == operations:
+                tracemalloc.start()
+            self.start(number)
+            await self.finished
+            if self._idle is not None:
+                await self._idle()
+        sample = self.watch.stop(operations, copies=tracemalloc.get_traced_memory()[1] / size)
+        tracemalloc.stop()
+        return sample
 
 
 def commsmgr(
@@ -104,8 +122,8 @@ def commsmgr(
     port: int,
     size: int = len(OUTPUT),
     warm: int = 0,
-    traced: bool = False,
     backends: int = 1,
+    grow: Grow | None = None,
 ) -> Sample:
     """
     Send by a whole manager, until every result is receipted and out of the spool.
@@ -115,8 +133,8 @@ def commsmgr(
 
     :param size: bytes of an output.
     :param warm: results before those that count.
-    :param traced: whether to count, instead of the time, the bytes of memory beyond an output: ``copies``, by its size.
     :param backends: how many are configured; the first of them is the one that works.
+    :param grow: see :func:`.growing.grown`.
     """
     from twisted.internet.task import deferLater
 
@@ -124,6 +142,7 @@ def commsmgr(
     from commsmgr import Config, Manager, Result
     from commsmgr.config import Backend, Delivery, Heartbeat, Inventory, Spool
 
+    given = {"operations": operations, "window": window, "size": size, "warm": warm}
     others = (Backend(url=f"http://127.0.0.1:{number}/", name=f"spare-{number}") for number in range(1, backends))
 
     async def run(reactor: Any) -> Sample:
@@ -134,13 +153,12 @@ def commsmgr(
             heartbeat=Heartbeat(interval=0),
             inventory=Inventory(interval=0),
             spool=Spool(path="spool", durability=durability),  # type: ignore[arg-type]
-            delivery=Delivery(max_output_bytes=max(size, Delivery().max_output_bytes)),
+            delivery=Delivery(max_output_bytes=LARGEST),
         )
         manager = Manager(config, reactor=reactor)
         await manager.connect()
-        output = "o" * size
 
-        def send() -> None:
+        def send(output: str) -> None:
             result = Result(command_id="nightly-backup", output=output, execution_time=0.012)
             manager.send_result(result).addErrback(failed)
 
@@ -158,20 +176,20 @@ def commsmgr(
             loop.receipts(len(seqs))
 
         delivery.receipts = receipted  # type: ignore[method-assign]
-        loop = Awaited(window, send)
-        if warm:
-            await loop.run(warm)
-        await loop.run(operations, size if traced else 0)
-        while manager.status().queue.events:
-            await deferLater(reactor, 0.002)
-        sample = loop.watch.stop(operations, copies=loop.copies)
+
+        async def idle() -> None:
+            while manager.status().queue.events:
+                await deferLater(reactor, 0.002)
+
+        loop = Awaited(window, send, idle)
+        sample = await grown(loop.run, given, grow)
         await manager.disconnect()
         return sample
 
     return on_reactor(run)
 
 
-def autobahn(operations: int, window: int, port: int, size: int, warm: int = 0, traced: bool = False) -> Sample:
+def autobahn(operations: int, window: int, port: int, size: int, warm: int = 0, grow: Grow | None = None) -> Sample:
     """Send by autobahn alone, in the same envelope; nothing is kept, checked or redacted."""
     from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
     from twisted.internet.defer import Deferred
@@ -179,7 +197,7 @@ def autobahn(operations: int, window: int, port: int, size: int, warm: int = 0, 
 
     from benchmarks.on_reactor import on_reactor
 
-    output = "o" * size
+    given = {"operations": operations, "window": window, "size": size, "warm": warm}
 
     async def run(reactor: Any) -> Sample:
         class Client(WebSocketClientProtocol):  # type: ignore[misc]  # autobahn has no types
@@ -189,7 +207,7 @@ def autobahn(operations: int, window: int, port: int, size: int, warm: int = 0, 
             def onMessage(self, payload: bytes, isBinary: bool) -> None:
                 loop.receipts(len(msgspec.json.decode(payload)["ids"]))
 
-        def send() -> None:
+        def send(output: str) -> None:
             data = body(output)
             envelope = {"type": "command_result", "id": data["id"], "timestamp": data["timestamp"], "data": data}
             client.sendMessage(_encode(envelope))
@@ -200,10 +218,7 @@ def autobahn(operations: int, window: int, port: int, size: int, warm: int = 0, 
         client = await TCP4ClientEndpoint(reactor, "127.0.0.1", port).connect(factory)
         await opened
         loop = Awaited(window, send)
-        if warm:
-            await loop.run(warm)
-        await loop.run(operations, size if traced else 0)
-        return loop.watch.stop(operations, copies=loop.copies)
+        return await grown(loop.run, given, grow)
 
     return on_reactor(run)
 
