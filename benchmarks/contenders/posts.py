@@ -3,8 +3,8 @@ HTTP posts, each with a token and a JSON body, its answer read and checked, over
 
 Each function makes ``operations`` posts of ``size`` bytes, ``concurrent`` at a time, each begun when another has ended;
 ``secure`` is for TLS with the server's issuer as the only one, ``grow`` for more than one way of these (see
-:mod:`.growing`), ``traced`` for counting, instead of the time, the bytes of memory beyond what is sent, by the size of one
-post (``copies``). The rest is the server's address.
+:mod:`.growing`), ``traced`` for counting, instead of the time, the bytes of memory beyond what is sent, by the size of
+one post (``copies``). The rest is the server's address.
 """
 
 from __future__ import annotations
