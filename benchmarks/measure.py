@@ -90,7 +90,7 @@ class Benchmark(Struct, frozen=True):
     metrics: tuple[str, ...] = ("cpu", "wall")
     servers: dict[str, Server] = {}
     targets: tuple[Target, ...] = ()
-    rounds: int = 5
+    rounds: int = 3
 
 
 class Figure(Struct, frozen=True):

@@ -17,7 +17,7 @@ BARE_RESULT = {name: value for name, value in RESULT.items() if name != "durabil
 
 _BACKENDS = (1, 10, 100)
 _AT_A_TIME = (1, 10, 100, 1000)
-_SIZES = {"100_B": (100, 1000), "10_kB": (10_000, 1000), "1_MB": (1_000_000, 40), "10_MB": (10_000_000, 6)}
+_SIZES = {"100_B": (100, 1000), "10_kB": (10_000, 1000), "1_MB": (1_000_000, 20), "10_MB": (10_000_000, 5)}
 """Bytes, and how many of these."""
 _LARGE = ("10_kB", "1_MB", "10_MB")
 """Of which copies are counted: what goes with a small one is larger than itself."""
@@ -27,7 +27,7 @@ _FLAT = f"{_MANY}/{_AT_A_TIME[1]}_at_a_time"
 
 def _at_a_time(name: str) -> dict[str, dict[str, int]]:
     """Return the ways of an argument of that name to grow."""
-    return {f"{number}_at_a_time": {name: number, "operations": 2000} for number in _AT_A_TIME}
+    return {f"{number}_at_a_time": {name: number, "operations": max(number, 1000)} for number in _AT_A_TIME}
 
 
 def _sizes(**at_a_time: int) -> dict[str, dict[str, int]]:
@@ -51,7 +51,6 @@ def _benchmark(name: str, title: str, contenders: tuple[Contender, ...], metrics
         servers={each.server: Server((each.server,)) for each in contenders},
         contenders=contenders,
         targets=targets,
-        rounds=3,
     )
 
 
@@ -80,7 +79,7 @@ BENCHMARKS = (
         "growth-backends",
         "POST of 512 bytes, by the number of backends",
         tuple(
-            Contender(_backends(number), "posts:commsmgr", POST | {"operations": 1500, "backends": number}, "posts")
+            Contender(_backends(number), "posts:commsmgr", POST | {"operations": 1000, "backends": number}, "posts")
             for number in reversed(_BACKENDS)
         ),
         ("cpu", "wall"),
