@@ -21,6 +21,8 @@ _SIZES = {"100_B": (100, 1000), "10_kB": (10_000, 1000), "1_MB": (1_000_000, 20)
 """Bytes, and how many of these."""
 _LARGE = ("10_kB", "1_MB", "10_MB")
 """Of which copies are counted: what goes with a small one is larger than itself."""
+_TEN_TIMES = "10_MB/1_MB"
+"""What ten times as many bytes cost: ten times as much, with a tenth for what disturbs."""
 _MANY = f"{_AT_A_TIME[-1]}_at_a_time"
 _FLAT = f"{_MANY}/{_AT_A_TIME[1]}_at_a_time"
 
@@ -99,6 +101,7 @@ BENCHMARKS = (
         _posts(**_sizes(concurrent=1)),
         _SIZES,
         *(Target("commsmgr", size, "treq", at_most=1.0) for size in _SIZES),
+        Target("commsmgr", _TEN_TIMES, at_most=11.0),
     ),
     _benchmark(
         "growth-copies",
@@ -129,11 +132,14 @@ BENCHMARKS = (
         "us CPU for a result by WebSocket, by the size of its output",
         (_result("commsmgr, durable", durability="full", grow=_sizes(window=20)), *_results(**_sizes(window=20))),
         _SIZES,
+        *(Target(name, _TEN_TIMES, at_most=11.0) for name in ("commsmgr, durable", "commsmgr, in memory")),
     ),
     _benchmark(
         "growth-websocket-copies",
         "memory that a result by WebSocket takes beyond its output, in bytes by the output's",
         _results(**_copies(window=1)),
         _LARGE,
+        # What is stored is one that autobahn has not.
+        Target("commsmgr, in memory", "10_MB", "autobahn", at_most=1.5),
     ),
 )
