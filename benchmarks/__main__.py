@@ -6,6 +6,7 @@ import argparse
 import importlib
 import pkgutil
 import sys
+import time
 from pathlib import Path
 
 from benchmarks import report, suites
@@ -35,19 +36,22 @@ def main() -> int:
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     results: list[Result] = []
     missing = 0
+    began = time.monotonic()
     for name in given.names or known:
+        started = time.monotonic()
         try:
             result = compare(known[name], given.rounds, lambda line: print(line, file=sys.stderr, flush=True))
         except Missing as error:
             print(f"{name}: not measured: {error}\n", flush=True)
             missing += 1
             continue
-        print(report.table(result) + "\n", flush=True)
+        print(f"{report.table(result)}\n  took {time.monotonic() - started:.0f} s\n", flush=True)
         missing += len(result.missing)
         results.append(result)
         # Written each time anew: what was measured is not lost when a later one is interrupted.
         if given.json is not None:
             report.write_json(results, given.json)
+    print(f"all of it took {time.monotonic() - began:.0f} s")
     if given.plot is not None and results:
         report.write_plot(results, given.plot)
     return 1 if missing else 0

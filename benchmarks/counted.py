@@ -2,7 +2,8 @@
 The work whose instructions :mod:`.guard` counts: all of it in one process, on a virtual clock and network.
 
 Each piece of work does something ``n`` times, commsmgr's next to the bare library's against the same peer, so that
-what both have in common, the network among it, is in both counts. Nothing depends on the machine's time or load.
+what both have in common, the network among it, is in both counts. Nothing depends on the machine's time or load: what a
+spool's thread does is done between two turns of the virtual clock, for threads take turns as the machine likes.
 
 Run under valgrind by ``guard``: ``python -m benchmarks.counted DIRECTORY``. Loading takes most of the time, so it is
 done once; each count is a fork of this process, which valgrind counts by itself.
@@ -13,11 +14,13 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sqlite3
 import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from autobahn.twisted.websocket import (
@@ -38,7 +41,8 @@ from twisted.web.server import Site
 from commsmgr import config
 from commsmgr.manager import Manager
 from commsmgr.messages import Command
-from commsmgr.spool.executor import InlineExecutor
+from commsmgr.spool import RESULT_KIND, Lane, Spool
+from commsmgr.spool.executor import InlineExecutor, ThreadExecutor
 from tests.simulation.clock import VirtualClock
 from tests.simulation.network import Network
 from tests.simulation.reactor import ProcessReactor
@@ -47,7 +51,7 @@ FEW, MANY = 100, 300
 """How often each piece of work is done in its two counts; what is between them is the cost of the difference."""
 
 WINDOW = 20
-"""Commands under way at a time."""
+"""Commands under way, or events in a batch, at a time."""
 
 PORT = 80
 URL = f"http://peer.example:{PORT}"
@@ -222,6 +226,46 @@ def registration_commsmgr(times: int) -> None:
         world.run_while(lambda connected=connected: not connected.called)
 
 
+def spool_sqlite(times: int) -> None:
+    """Insert events, and delete those of the batch before in the same transaction; each is flushed to a file."""
+    with TemporaryDirectory() as directory:
+        db = sqlite3.connect(f"{directory}/bare.db", isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("CREATE TABLE entry (seq INTEGER PRIMARY KEY, id TEXT NOT NULL, body BLOB NOT NULL)")
+        for first in range(0, times, WINDOW):
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("DELETE FROM entry WHERE seq < ?", (first,))
+            for number in range(first, first + WINDOW):
+                db.execute("INSERT INTO entry VALUES (?, ?, ?)", (number, f"{number:032x}", BODY))
+            db.execute("COMMIT")
+        db.close()
+
+
+def spool_commsmgr(times: int) -> None:
+    """Put events into a durable spool, take them, and forget them together with the next batch."""
+    world = World()
+    executor = InlineExecutor(world.client)
+    executor.linger = ThreadExecutor.linger
+
+    async def work(directory: str) -> None:
+        settings = config.Spool(path=f"{directory}/spool")
+        spool = Spool(settings, reactor=world.client, wall=lambda: 1_800_000_000.0, executor=executor)
+        await spool.open()
+        outbox, reader = spool.outbox, spool.outbox.reader(Lane.EVENT)
+        for first in range(0, times, WINDOW):
+            for number in range(first, first + WINDOW):
+                durable = outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=f"{number:032x}", body=BODY)
+            await durable  # the last one's is told last
+            taken = [entry.seq for entry in reader.take(WINDOW, 1 << 20)]
+            assert len(taken) == WINDOW, taken
+            outbox.forget(taken)
+        await spool.close()
+
+    with TemporaryDirectory() as directory:
+        _wait(world, work(directory))
+
+
 def _manager(world: World, **sections: Any) -> Manager:
     manager = Manager(
         config.Config(
@@ -282,6 +326,8 @@ WORK: dict[str, Callable[[int], None]] = {
     "http/commsmgr": http_commsmgr,
     "registration/bare": registration_bare,
     "registration/commsmgr": registration_commsmgr,
+    "spool/bare": spool_sqlite,
+    "spool/commsmgr": spool_commsmgr,
 }
 
 

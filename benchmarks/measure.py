@@ -25,6 +25,8 @@ from benchmarks.sample import Sample
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 600.0
 """Seconds that one run of a contender may take."""
+PREPARING = 120.0
+"""Seconds within which a server of ours listens; some make something first."""
 
 
 class Missing(Exception):
@@ -90,7 +92,7 @@ class Benchmark(Struct, frozen=True):
     metrics: tuple[str, ...] = ("cpu", "wall")
     servers: dict[str, Server] = {}
     targets: tuple[Target, ...] = ()
-    rounds: int = 5
+    rounds: int = 3
 
 
 class Figure(Struct, frozen=True):
@@ -266,7 +268,7 @@ def program(name: str, *, package: str) -> str:
 
 def _first_line(process: subprocess.Popen[bytes], errors: Path) -> dict[str, Any]:
     assert process.stdout is not None
-    readable, _, _ = select.select([process.stdout], [], [], 30)
+    readable, _, _ = select.select([process.stdout], [], [], PREPARING)
     line = process.stdout.readline() if readable else b""
     if not line:
         text = errors.read_text(errors="replace")

@@ -25,7 +25,14 @@ class Sample(Struct, frozen=True):
     extra: dict[str, float] = {}
 
     def value(self, metric: str) -> float:
-        """Return ``cpu`` or ``wall`` in microseconds an operation, ``rate`` in operations a second, or an extra."""
+        """
+        Return ``cpu`` or ``wall`` in microseconds an operation, ``rate`` in operations a second, or an extra.
+
+        ``one/other`` is the ratio of two of these.
+        """
+        if "/" in metric:
+            one, _, other = metric.partition("/")
+            return self.value(one) / self.value(other)
         if metric in ("cpu", "wall"):
             return float(getattr(self, metric)) / self.operations * 1e6
         if metric == "rate":

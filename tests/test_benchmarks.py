@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from benchmarks import guard, measure, report
 from benchmarks.__main__ import benchmarks
+from benchmarks.contenders.growing import Grow, grown
 from benchmarks.counted import WORK
 from benchmarks.measure import Benchmark, Contender, Figure, Missing, Result, Server, Target
 from benchmarks.sample import Sample, Watch, percentile
@@ -32,6 +34,21 @@ class Figures(SynchronousTestCase):
         """Times are microseconds an operation, a rate is operations a second, the rest is as it was measured."""
         one = sample(2.0, 4.0, held=7.0)
         self.assertEqual([2.0, 4.0, 250_000.0, 7.0], [one.value(each) for each in ("cpu", "wall", "rate", "held")])
+        self.assertEqual(3.5, one.value("held/cpu"))
+
+    def test_grown(self) -> None:
+        """Each change is measured on top of what is given, and tells its processor time, or its copies."""
+        seen: list[dict[str, float]] = []
+
+        async def measure(**given: float) -> Sample:
+            seen.append(given)
+            return sample(given["size"], held=7.0, copies=9.0)
+
+        grow: Grow = {"large": {"size": 5.0}, "memory": {"size": 6.0, "traced": True}}
+        found = self.successResultOf(Deferred.fromCoroutine(grown(measure, {"size": 2.0, "window": 1.0}, grow)))
+        self.assertEqual((2.0, {"held": 7.0, "copies": 9.0, "large": 5.0, "memory": 9.0}), (found.cpu, found.extra))
+        self.assertEqual([2.0, 5.0, 6.0], [given["size"] for given in seen])
+        self.assertEqual([1.0] * 3, [given["window"] for given in seen])
 
     def test_median(self) -> None:
         """The figure is the median with its range."""
@@ -189,4 +206,4 @@ class Guard(SynchronousTestCase):
         self.assertTrue(guard.judge(counts)[1])
         lines, good = guard.judge({**counts, "http/commsmgr": 100.0 * guard.MOST["http"] + 1})
         self.assertFalse(good)
-        self.assertEqual([line.startswith("http") for line in lines], ["TOO MUCH" in line for line in lines])
+        self.assertEqual([kind == "http" for kind in guard.MOST], ["TOO MUCH" in line for line in lines])

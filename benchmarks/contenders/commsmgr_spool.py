@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
+from shutil import copytree
+from statistics import median
+from time import process_time
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from twisted.internet.defer import Deferred
 
 from benchmarks.on_reactor import on_reactor
 from benchmarks.sample import Sample, Watch, resident
+from benchmarks.servers.filled_spools import SIZE
 from commsmgr import config
 from commsmgr.spool import Spool
 from commsmgr.spool.records import Lane
@@ -23,6 +25,10 @@ TAKEN = 1000
 """Entries taken and not yet acknowledged while a spool is drained, as a backend's window bounds them."""
 RECEIPTS = 100
 """Entries acknowledged at once."""
+TOGETHER = 1000
+"""Events put, and then drained, where a number of them shall go on waiting."""
+PARTS = 10
+"""Parts of a drain that are looked at by themselves."""
 
 
 def run(operations: int, size: int, batch: int) -> Sample:
@@ -42,107 +48,125 @@ def run(operations: int, size: int, batch: int) -> Sample:
     return on_reactor(work)
 
 
-def fill(queued: int, operations: int, size: int) -> Sample:
+def queued(queued: int, operations: int, spools: str) -> Sample:
     """
-    Put ``operations`` events by the hundred, fill the spool up to ``queued``, put ``operations`` by the hundred again.
+    In a spool with ``queued`` events put some, by the hundred, and drain as many, and so on: so many always wait.
 
-    The extra is the second rate as a ratio to the first.
+    An operation is one event put and one drained. Extras: the processor time of each, in microseconds.
     """
 
     async def work(reactor: Any) -> Sample:
-        spool, watch = _spool(), Watch()
+        spool, watch = _spool(f"{spools}/{queued}"), Watch()
         await spool.open()
-        await _put(spool, WARM_UP * 100, size, 100)
-        watch.start()
-        await _put(spool, operations, size, 100)
-        empty = watch.stop(operations)
-        await _put(spool, queued - operations - WARM_UP * 100, size, 1000)
-        watch.start()
-        await _put(spool, operations, size, 100)
-        full = watch.stop(operations)
-        _require(spool.outbox.stats.events, queued + operations)
+        _require(spool.outbox.stats.events, queued)
+        drain = _Drain(spool)
+        cpu = [0.0, 0.0]
+        for done in range(-TOGETHER, operations, TOGETHER):
+            if done == 0:
+                watch.start()
+                cpu = [0.0, 0.0]
+            began = process_time()
+            await _put(spool, TOGETHER, SIZE, 100)
+            put = process_time()
+            await drain.more(TOGETHER)
+            cpu[0] += put - began
+            cpu[1] += process_time() - put
+        enqueue, forget = (each / operations * 1e6 for each in cpu)
+        sample = watch.stop(operations, us_CPU_to_enqueue=enqueue, us_CPU_to_drain=forget)
+        _require(spool.outbox.stats.events, queued)
         await spool.close()
-        return msgspec.structs.replace(full, extra={"enqueue_ratio": full.value("rate") / empty.value("rate")})
+        return sample
 
     return on_reactor(work)
 
 
-def backlog(queued: int, operations: int, size: int) -> Sample:
+def drained(queued: int, spools: str) -> Sample:
     """
-    Start with a spool of ``queued + operations`` events that another process has made, and drain it.
+    Start with a copy of a spool of ``queued`` events, and drain it.
 
-    Operations are events drained. Extras: that of :func:`fill`; ``start``, seconds from opening to the first events
-    handed out; ``drain_ratio``, the rate of the last tenth as a ratio to the first's; ``memory_ratio``, resident memory
-    at the end as a ratio to that after the first tenth; ``megabytes`` on disk.
+    Operations are events drained. Extras: ``start``, seconds from opening to the first events handed out; the rates of
+    the last parts as ratios to the first parts', by time (``drain_ratio``) and by processor time; ``memory_ratio``, the
+    same of resident memory; ``megabytes`` on disk.
     """
-    arguments = {"queued": queued, "operations": operations, "size": size}
-    filled = subprocess.run(
-        [sys.executable, "-m", "benchmarks.child", "commsmgr_spool:fill", msgspec.json.encode(arguments).decode()],
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    extra = msgspec.json.decode(filled.stdout, type=Sample).extra
-    extra["megabytes"] = os.stat("spool/spool.db").st_size / 1e6
+    copytree(f"{spools}/{queued}", "spool")
+    # Or to flush the first receipts would mean to flush the copy.
+    os.sync()
+    megabytes = os.stat("spool/spool.db").st_size / 1e6
 
     async def work(reactor: Any) -> Sample:
-        total, spool, watch = queued + operations, _spool(), Watch()
+        spool, watch = _spool("spool"), Watch()
         watch.start()
         await spool.open()
-        drain = _Drain(spool, total)
-        await drain.upto(1)
-        extra["start"] = watch.stop(1).wall
+        drain = _Drain(spool)
+        await drain.more(RECEIPTS)
+        start = watch.stop(1).wall
+        parts = []
         watch.start()
-        await drain.upto(total // 10)
-        first, memory = watch.stop(1).wall, resident()
-        await drain.upto(total - total // 10)
-        before = watch.stop(1).wall
-        await drain.upto(total)
-        sample = watch.stop(total)
-        extra["drain_ratio"] = first / (sample.wall - before)
-        extra["memory_ratio"] = resident() / memory
+        for _ in range(PARTS):
+            part = Watch()
+            part.start()
+            await drain.more((queued - RECEIPTS) // PARTS)
+            parts.append(part.stop(queued // PARTS, resident=resident()))
+        sample = watch.stop(queued)
         _require(spool.outbox.stats.events, 0)
         await spool.close()
+
+        def ratio(metric: str) -> float:
+            """Of the middle of the last three parts to that of the first: one alone may have been disturbed."""
+            first, last = (median(each.value(metric) for each in some) for some in (parts[:3], parts[-3:]))
+            return last / first
+
+        extra = {
+            "start": start,
+            "drain_ratio": 1 / ratio("wall"),
+            "drain_ratio_by_CPU": 1 / ratio("cpu"),
+            "memory_ratio": ratio("resident"),
+            "megabytes": megabytes,
+        }
         return msgspec.structs.replace(sample, extra=extra)
 
     return on_reactor(work)
 
 
 class _Drain:
-    """Takes all events in order and acknowledges them."""
+    """Takes events in order and acknowledges them."""
 
-    def __init__(self, spool: Spool, total: int) -> None:
-        self._spool, self._total = spool, total
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
         self._reader = spool.outbox.reader(Lane.EVENT)
-        self._taken = self._drained = 0
-        self._target, self._reached = 0, Deferred[None]()
+        self._last = 0
+        self._untaken = self._unacknowledged = 0
         self._reader.on_ready = self._pump
 
-    def upto(self, drained: int) -> Deferred[None]:
-        """Fire when so many were acknowledged durably."""
-        self._target, self._reached = drained, Deferred()
+    def more(self, count: int) -> Deferred[None]:
+        """Fire when ``count`` more are acknowledged durably."""
+        self._untaken = self._unacknowledged = count
+        self._reached: Deferred[None] = Deferred()
         self._pump()
         return self._reached
 
     def _pump(self) -> None:
-        while self._taken - self._drained < TAKEN:
-            seqs = [entry.seq for entry in self._reader.take(RECEIPTS, 1 << 20)]
+        while self._untaken and self._unacknowledged - self._untaken < TAKEN:
+            seqs = [entry.seq for entry in self._reader.take(min(RECEIPTS, self._untaken), 1 << 20)]
             if not seqs:
                 break
-            if seqs != list(range(self._taken + 1, self._taken + 1 + len(seqs))):
+            first = self._last + 1 if self._last else seqs[0]
+            if seqs != list(range(first, first + len(seqs))):
                 raise RuntimeError("events are missing or out of order")
-            self._taken += len(seqs)
+            self._last = seqs[-1]
+            self._untaken -= len(seqs)
             self._spool.outbox.forget(seqs).addCallback(self._forgotten, len(seqs))
 
     def _forgotten(self, _: None, count: int) -> None:
-        self._drained += count
-        if self._drained >= self._target and not self._reached.called:
+        self._unacknowledged -= count
+        if not self._unacknowledged:
             self._reached.callback(None)
         self._pump()
 
 
-def _spool() -> Spool:
+def _spool(path: str = "spool") -> Spool:
     many = 1 << 40
-    settings = config.Spool(path="spool", max_events=many, max_bytes=many)
+    settings = config.Spool(path=path, max_events=many, max_bytes=many)
     return Spool(settings, reactor=reactor, wall=time.time)
 
 

@@ -2,8 +2,9 @@
 HTTP posts, each with a token and a JSON body, its answer read and checked, over persistent connections.
 
 Each function makes ``operations`` posts of ``size`` bytes, ``concurrent`` at a time, each begun when another has ended;
-``secure`` is for TLS with the server's issuer as the only one, ``traced`` for counting, instead of the time,
-the bytes of memory beyond what is sent (``copies``: by the size of one post). The rest is the server's address.
+``secure`` is for TLS with the server's issuer as the only one, ``grow`` for more than one way of these (see
+:mod:`.growing`), ``traced`` for counting, instead of the time, the bytes of memory beyond what is sent, by the size of
+one post (``copies``). The rest is the server's address.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from benchmarks.contenders.growing import Grow, grown
 from benchmarks.sample import Sample, Watch
 from benchmarks.servers.posts import ANSWER, TOKEN
 
 WARM = 0.05
 """Part of the operations that is done before the measurement, on top."""
+
+
+MOST = 1000
+"""Connections that a pool may keep: as many as there ever are at a time."""
 
 
 def url(port: int, tls_port: int, secure: bool) -> str:
@@ -45,30 +51,30 @@ def check(status: int, body: bytes) -> None:
         raise RuntimeError(f"{status}: {body[:200]!r}")
 
 
+Post = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]
+
+
 class Posting:
     """
     Repeats ``post`` in a closed loop.
 
+    :param post: posts a body to a path.
     :param gather: waits for several awaitables.
     """
 
-    def __init__(
-        self,
-        post: Callable[[], Awaitable[tuple[int, bytes]]],
-        gather: Callable[[list[Awaitable[None]]], Awaitable[Any]],
-        port: int,
-    ) -> None:
+    def __init__(self, post: Post, gather: Callable[[list[Awaitable[None]]], Awaitable[Any]], port: int) -> None:
         self._post = post
         self._gather = gather
         self._port = port
         self._left = 0
 
-    async def run(self, operations: int, concurrent: int, traced: int = 0) -> Sample:
+    async def run(self, operations: int, size: int, concurrent: int, traced: bool = False) -> Sample:
         """
         Warm up, then measure.
 
-        :param traced: the size of a post, when memory is what is measured.
+        :param traced: whether memory is what is measured.
         """
+        self._path, self._body = f"/posts/{size}", document(size)
         await self._repeat(max(int(operations * WARM), concurrent, 1), concurrent)
         before = received(self._port)
         if traced:
@@ -76,8 +82,8 @@ class Posting:
         watch = Watch()
         watch.start()
         await self._repeat(operations, concurrent)
-        peak = tracemalloc.get_traced_memory()[1]
-        sample = watch.stop(operations, copies=peak / traced if traced else 0.0)
+        sample = watch.stop(operations, copies=tracemalloc.get_traced_memory()[1] / size)
+        tracemalloc.stop()
         if received(self._port) - before != operations:
             raise RuntimeError(f"the server has {received(self._port) - before} of {operations}")
         return sample
@@ -89,7 +95,7 @@ class Posting:
     async def _one(self) -> None:
         while self._left > 0:
             self._left -= 1
-            check(*await self._post())
+            check(*await self._post(self._path, self._body))
 
 
 def _on_reactor(main: Callable[[Any], Coroutine[Any, Any, Sample]]) -> Sample:
@@ -126,7 +132,7 @@ def commsmgr(
     tls_port: int,
     ca: str,
     secure: bool = False,
-    traced: bool = False,
+    grow: Grow | None = None,
     backends: int = 1,
     connections: int = 2,
 ) -> Sample:
@@ -153,31 +159,30 @@ def commsmgr(
         inventory=config.Inventory(interval=0),
         spool=config.Spool(path="spool"),
     )
-    body = document(size)
-    path = f"/posts/{size}"
+    given = {"operations": operations, "size": size, "concurrent": concurrent}
 
     async def main(reactor: Any) -> Sample:
         manager = Manager(whole, reactor=reactor)
         manager.startService()
 
-        async def post() -> tuple[int, bytes]:
+        async def post(path: str, body: bytes) -> tuple[int, bytes]:
             answer = await manager.send_http("POST", path, body=body)
             return answer.status, answer.body
 
         try:
-            return await Posting(post, _gather, port).run(operations, concurrent, size if traced else 0)
+            return await grown(Posting(post, _gather, port).run, given, grow)
         finally:
             await manager.disconnect()
 
     return _on_reactor(main)
 
 
-def _twisted_agent(reactor: Any, concurrent: int, ca: str, secure: bool) -> Any:
+def _twisted_agent(reactor: Any, ca: str, secure: bool) -> Any:
     from twisted.internet.ssl import Certificate, trustRootFromCertificates
     from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
 
     pool = HTTPConnectionPool(reactor)
-    pool.maxPersistentPerHost = concurrent
+    pool.maxPersistentPerHost = MOST
     if not secure:
         return Agent(reactor, pool=pool), pool
     with open(ca, "rb") as file:
@@ -194,24 +199,25 @@ def treq(
     tls_port: int,
     ca: str,
     secure: bool = False,
-    traced: bool = False,
+    grow: Grow | None = None,
 ) -> Sample:
     """treq's client over Twisted's agent and pool."""
     from treq.client import HTTPClient
 
-    body, target = document(size), f"{url(port, tls_port, secure)}/posts/{size}"
+    base = url(port, tls_port, secure)
     fields = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+    given = {"operations": operations, "size": size, "concurrent": concurrent}
 
     async def main(reactor: Any) -> Sample:
-        agent, pool = _twisted_agent(reactor, concurrent, ca, secure)
+        agent, pool = _twisted_agent(reactor, ca, secure)
         client = HTTPClient(agent)
 
-        async def post() -> tuple[int, bytes]:
-            answer = await client.post(target, data=body, headers=fields)
+        async def post(path: str, body: bytes) -> tuple[int, bytes]:
+            answer = await client.post(base + path, data=body, headers=fields)
             return answer.code, await answer.content()
 
         try:
-            return await Posting(post, _gather, port).run(operations, concurrent, size if traced else 0)
+            return await grown(Posting(post, _gather, port).run, given, grow)
         finally:
             await pool.closeCachedConnections()
 
@@ -227,18 +233,18 @@ def agent(
     from twisted.web.client import FileBodyProducer, readBody
     from twisted.web.http_headers import Headers
 
-    body, target = document(size), f"{url(port, tls_port, secure)}/posts/{size}".encode()
+    base = url(port, tls_port, secure)
 
     async def main(reactor: Any) -> Sample:
-        twisted, pool = _twisted_agent(reactor, concurrent, ca, secure)
+        twisted, pool = _twisted_agent(reactor, ca, secure)
 
-        async def post() -> tuple[int, bytes]:
+        async def post(path: str, body: bytes) -> tuple[int, bytes]:
             fields = Headers({"Content-Type": ["application/json"], "Authorization": [f"Bearer {TOKEN}"]})
-            answer = await twisted.request(b"POST", target, fields, FileBodyProducer(BytesIO(body)))
+            answer = await twisted.request(b"POST", (base + path).encode(), fields, FileBodyProducer(BytesIO(body)))
             return answer.code, await readBody(answer)
 
         try:
-            return await Posting(post, _gather, port).run(operations, concurrent)
+            return await Posting(post, _gather, port).run(operations, size, concurrent)
         finally:
             await pool.closeCachedConnections()
 
@@ -249,17 +255,17 @@ def aiohttp(operations: int, size: int, concurrent: int, *, port: int, tls_port:
     """aiohttp's client, on asyncio."""
     import aiohttp
 
-    body, target = document(size), f"{url(port, tls_port, False)}/posts/{size}"
+    base = url(port, tls_port, False)
     fields = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
 
     async def main() -> Sample:
         async with aiohttp.ClientSession() as session:
 
-            async def post() -> tuple[int, bytes]:
-                async with session.post(target, data=body, headers=fields) as answer:
+            async def post(path: str, body: bytes) -> tuple[int, bytes]:
+                async with session.post(base + path, data=body, headers=fields) as answer:
                     return answer.status, await answer.read()
 
-            return await Posting(post, lambda work: asyncio.gather(*work), port).run(operations, concurrent)
+            return await Posting(post, lambda work: asyncio.gather(*work), port).run(operations, size, concurrent)
 
     return asyncio.run(main())
 
@@ -268,12 +274,12 @@ def requests(operations: int, size: int, concurrent: int, *, port: int, tls_port
     """requests with a session; it blocks, so there is one at a time."""
     import requests
 
-    body, target = document(size), f"{url(port, tls_port, False)}/posts/{size}"
+    base = url(port, tls_port, False)
     fields = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
     with requests.Session() as session:
 
-        async def post() -> tuple[int, bytes]:
-            answer = session.post(target, data=body, headers=fields)
+        async def post(path: str, body: bytes) -> tuple[int, bytes]:
+            answer = session.post(base + path, data=body, headers=fields)
             return answer.status_code, answer.content
 
-        return asyncio.run(Posting(post, lambda work: asyncio.gather(*work), port).run(operations, concurrent))
+        return asyncio.run(Posting(post, lambda work: asyncio.gather(*work), port).run(operations, size, concurrent))

@@ -8,28 +8,33 @@ without a receipt. None but commsmgr keeps them on disk at the client.
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
 import msgspec
 
+from benchmarks.contenders.growing import Grow, grown
 from benchmarks.sample import Sample, Watch
 
 OUTPUT = "/srv: 12 files, 0 errors"
 """With what stands around it, a result's body then has 230 bytes."""
 
+LARGEST = 10_000_000
+"""Bytes of the largest output."""
+
 _encode = msgspec.json.Encoder().encode
 _ids = (f"0190163d-8694-739b-aea5-{number:012x}" for number in count())
 
 
-def body() -> dict[str, Any]:
+def body(output: str = OUTPUT) -> dict[str, Any]:
     """Return a result as an agent without commsmgr would write it, with the id that makes it known."""
     return {
         "id": next(_ids),
         "command_id": "nightly-backup",
         "status": "success",
-        "output": OUTPUT,
+        "output": output,
         "error": "",
         "exit_code": 0,
         "execution_time": 12,
@@ -46,13 +51,14 @@ class Loop:
     :param done: called when all have their receipts.
     """
 
-    def __init__(self, operations: int, window: int, send: Any, done: Any) -> None:
-        self._unsent, self._window, self._send, self._done = operations, window, send, done
-        self._left, self._outstanding = operations, 0
+    def __init__(self, window: int, send: Any, done: Any) -> None:
+        self._window, self._send, self._done = window, send, done
         self.watch = Watch()
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, operations: int) -> None:
+        """Begin to send so many."""
+        self._unsent = self._left = operations
+        self._outstanding = 0
         self.watch.start()
         self._fill()
 
@@ -73,39 +79,92 @@ class Loop:
             self._send()
 
 
-def commsmgr(operations: int, window: int, durability: str, port: int) -> Sample:
+class Awaited(Loop):
+    """
+    The same where Twisted's reactor runs.
+
+    :param send: sends one with the output that it is given.
+    :param idle: returns what is waited for at the end, on top.
+    """
+
+    def __init__(self, window: int, send: Any, idle: Any = None) -> None:
+        super().__init__(window, lambda: send(self._output), lambda: self.finished.callback(None))
+        self._idle = idle
+
+    async def run(self, operations: int, size: int, window: int, warm: int = 0, traced: bool = False) -> Sample:
+        """
+        Send so many, and wait for their receipts.
+
+        :param size: that of an output.
+        :param warm: results before those that count.
+        :param traced: whether to count, instead of the time, the bytes of memory beyond an output, by its size.
+        """
+        from twisted.internet.defer import Deferred
+
+        self._output, self._window = (OUTPUT * (size // len(OUTPUT) + 1))[:size], window
+        for number in (warm, operations) if warm else (operations,):
+            self.finished: Deferred[None] = Deferred()
+            if traced and number == operations:
+                tracemalloc.start()
+            self.start(number)
+            await self.finished
+            if self._idle is not None:
+                await self._idle()
+        sample = self.watch.stop(operations, copies=tracemalloc.get_traced_memory()[1] / size)
+        tracemalloc.stop()
+        return sample
+
+
+def commsmgr(
+    operations: int,
+    window: int,
+    durability: str,
+    port: int,
+    size: int = len(OUTPUT),
+    warm: int = 0,
+    backends: int = 1,
+    grow: Grow | None = None,
+) -> Sample:
     """
     Send by a whole manager, until every result is receipted and out of the spool.
 
     The results belong to no command that was received, as those of an agent's own schedule: what is measured is the way
     out, as with the others.
+
+    :param size: bytes of an output.
+    :param warm: results before those that count.
+    :param backends: how many are configured; the first of them is the one that works.
+    :param grow: see :func:`.growing.grown`.
     """
-    from twisted.internet.defer import Deferred
     from twisted.internet.task import deferLater
 
     from benchmarks.on_reactor import on_reactor
     from commsmgr import Config, Manager, Result
-    from commsmgr.config import Backend, Heartbeat, Inventory, Spool
+    from commsmgr.config import Backend, Delivery, Heartbeat, Inventory, Spool
+
+    given = {"operations": operations, "window": window, "size": size, "warm": warm}
+    others = (Backend(url=f"http://127.0.0.1:{number}/", name=f"spare-{number}") for number in range(1, backends))
 
     async def run(reactor: Any) -> Sample:
         config = Config(
-            backends=(Backend(url=f"http://127.0.0.1:{port}"),),
+            backends=(Backend(url=f"http://127.0.0.1:{port}"), *others),
             machine_id="bench",
             # The server takes nothing over HTTP.
             heartbeat=Heartbeat(interval=0),
             inventory=Inventory(interval=0),
             spool=Spool(path="spool", durability=durability),  # type: ignore[arg-type]
+            delivery=Delivery(max_output_bytes=LARGEST),
         )
         manager = Manager(config, reactor=reactor)
         await manager.connect()
 
-        def send() -> None:
-            result = Result(command_id="nightly-backup", output=OUTPUT, execution_time=0.012)
+        def send(output: str) -> None:
+            result = Result(command_id="nightly-backup", output=output, execution_time=0.012)
             manager.send_result(result).addErrback(failed)
 
         def failed(failure: Any) -> None:
-            if not finished.called:
-                finished.errback(failure)
+            if not loop.finished.called:
+                loop.finished.errback(failure)
 
         # A receipt has no public sign of its own, for an agent has nothing to do with it; status() tells how many
         # results are held, but is no event. So this listens where the manager hears of receipts.
@@ -117,15 +176,49 @@ def commsmgr(operations: int, window: int, durability: str, port: int) -> Sample
             loop.receipts(len(seqs))
 
         delivery.receipts = receipted  # type: ignore[method-assign]
-        finished: Deferred[None] = Deferred()
-        loop = Loop(operations, window, send, lambda: finished.callback(None))
-        loop.start()
-        await finished
-        while manager.status().queue.events:
-            await deferLater(reactor, 0.002)
-        sample = loop.watch.stop(operations)
+
+        async def idle() -> None:
+            while manager.status().queue.events:
+                await deferLater(reactor, 0.002)
+
+        loop = Awaited(window, send, idle)
+        sample = await grown(loop.run, given, grow)
         await manager.disconnect()
         return sample
+
+    return on_reactor(run)
+
+
+def autobahn(operations: int, window: int, port: int, size: int, warm: int = 0, grow: Grow | None = None) -> Sample:
+    """Send by autobahn alone, in the same envelope; nothing is kept, checked or redacted."""
+    from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+    from twisted.internet.defer import Deferred
+    from twisted.internet.endpoints import TCP4ClientEndpoint
+
+    from benchmarks.on_reactor import on_reactor
+
+    given = {"operations": operations, "window": window, "size": size, "warm": warm}
+
+    async def run(reactor: Any) -> Sample:
+        class Client(WebSocketClientProtocol):  # type: ignore[misc]  # autobahn has no types
+            def onOpen(self) -> None:
+                opened.callback(None)
+
+            def onMessage(self, payload: bytes, isBinary: bool) -> None:
+                loop.receipts(len(msgspec.json.decode(payload)["ids"]))
+
+        def send(output: str) -> None:
+            data = body(output)
+            envelope = {"type": "command_result", "id": data["id"], "timestamp": data["timestamp"], "data": data}
+            client.sendMessage(_encode(envelope))
+
+        opened: Deferred[None] = Deferred()
+        factory = WebSocketClientFactory(f"ws://127.0.0.1:{port}", protocols=["commsmgr.v1"], reactor=reactor)
+        factory.protocol = Client
+        client = await TCP4ClientEndpoint(reactor, "127.0.0.1", port).connect(factory)
+        await opened
+        loop = Awaited(window, send)
+        return await grown(loop.run, given, grow)
 
     return on_reactor(run)
 
@@ -140,8 +233,8 @@ def paho(operations: int, window: int, port: int) -> Sample:
     def send() -> None:
         client.publish("results", _encode(body()), qos=1)
 
-    loop = Loop(operations, window, send, client.disconnect)
-    client.on_connect = lambda *_: loop.start()
+    loop = Loop(window, send, client.disconnect)
+    client.on_connect = lambda *_: loop.start(operations)
     client.on_publish = lambda *_: loop.receipts()
     client.connect("127.0.0.1", port)
     client.loop_forever()

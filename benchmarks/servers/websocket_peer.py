@@ -37,6 +37,10 @@ class Peer(WSListener):  # type: ignore[misc]  # Cython
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """Take a frame; pings were answered already."""
+        if frame.msg_type == WSMsgType.CLOSE:
+            # Some contenders wait for the answer, for ten seconds.
+            transport.send_close()
+            transport.disconnect()
         if frame.msg_type != WSMsgType.TEXT:
             return
         self.count += 1

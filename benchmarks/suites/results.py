@@ -39,4 +39,4 @@ def _benchmark(window: int, operations: int, at_most: float) -> Benchmark:
     )
 
 
-BENCHMARKS = (_benchmark(20, 5_000, 1.0), _benchmark(1000, 8_000, 0.25))
+BENCHMARKS = (_benchmark(20, 3_000, 1.0), _benchmark(1000, 6_000, 0.25))

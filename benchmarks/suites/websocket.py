@@ -13,7 +13,7 @@ from benchmarks.measure import Benchmark, Contender, Server, Target
 PEER = {"peer": Server(("websocket_peer",))}
 SENDS = {"operations": 20_000}
 RECEIVES = {"operations": 20_000}
-TRIPS = {"operations": 4_000}
+TRIPS = {"operations": 2_000}
 
 
 def _contender(name: str, run: str, arguments: dict[str, Any], **more: Any) -> Contender:
