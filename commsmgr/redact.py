@@ -24,6 +24,8 @@ from commsmgr.patterns import MARK, Pattern, mistake
 _KEPT = 16
 _SHORTEST = 8
 _NAMES_KEPT = 4096
+_LONGEST_NAME_KEPT = 64
+"""Characters; names come from outside, in texts of a MiB."""
 
 # What peers and commands print goes through these expressions, so each of them is linear: no unbounded repeat may
 # begin at every character, and where two repeats meet, either they share no character or the first is possessive.
@@ -90,7 +92,6 @@ _WORDS = re.compile(
 )
 
 
-@lru_cache(maxsize=256)
 def words(name: str) -> tuple[str, ...]:
     """Return the words that a name is made of, in lower case, however they are put together."""
     return tuple(word.lower() for word in _WORDS.findall(name))
@@ -200,10 +201,12 @@ class Redactor:
         """Whether a field of this name (``access_token``, ``dbPassword``) holds a secret: its value is never shown."""
         known = self._names.get(name)
         if known is None:
-            if len(self._names) >= _NAMES_KEPT:
-                self._names.clear()
             spelled = f" {' '.join(words(name))} "
-            known = self._names[name] = any(key in spelled for key in self._keys)
+            known = any(key in spelled for key in self._keys)
+            if len(name) <= _LONGEST_NAME_KEPT:
+                if len(self._names) >= _NAMES_KEPT:
+                    self._names.clear()
+                self._names[name] = known
         return known
 
     def data(self, value: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from commsmgr import noproxy, patterns, proxies
 from commsmgr.config import TLS, Auth, Backend, Config, Observe, Proxy, Redaction
-from commsmgr.errors import ConfigError
+from commsmgr.errors import ConfigError, escaped
 from commsmgr.headers import CONTROL_CHARACTERS, MAX_TOKEN, mistakes, token_mistake
 from commsmgr.redact import words
 from commsmgr.shape import Mistake, key_text
@@ -151,9 +151,9 @@ def _shown(path: str) -> str:
     """Return ``path`` if it is hardly a secret: it begins with a directory that is there, or has no capitals."""
     if not path.startswith("/"):
         top, slash, _ = path.partition("/")
-        return path if slash and os.path.isdir(top) else "the file"
+        return escaped(path) if slash and os.path.isdir(top) else "the file"
     top, slash, _ = path[1:].partition("/")
-    return path if path.islower() or (slash and os.path.isdir(f"/{top}")) else "the file"
+    return escaped(path) if path.islower() or (slash and os.path.isdir(f"/{top}")) else "the file"
 
 
 def _command_mistakes(command: tuple[str, ...]) -> Iterator[Mistake]:
@@ -274,7 +274,11 @@ def _proxy_credential_rules(proxy: Proxy) -> Iterator[Mistake]:
 
 def _regular(path: str) -> BinaryIO:
     """Open a file. Not a pipe, which would keep us waiting for a writer and be empty when it is read again."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    try:
+        found = os.stat(path)
+    except UnicodeEncodeError:
+        raise OSError(None, "a file cannot have such a name") from None
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(None, "it is no regular file")
     return open(path, "rb")
 

@@ -63,7 +63,8 @@ class OrderedService(MultiService):
     def __init__(self, steps: Sequence[Step], *, stop_deadline: float, clock: IReactorTime) -> None:
         super().__init__()
         # As setServiceParent does it for a service that does not run, only that takes longer than to make the parts.
-        self.services = self._parts = [Part(step, self) for step in steps]
+        self._parts = [Part(step, self) for step in steps]
+        self.services = self._parts.copy()
         self.namedServices = {part.name: part for part in self._parts}
         self._stop_deadline = stop_deadline
         self._clock = clock

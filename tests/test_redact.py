@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from urllib.parse import quote
 
 from hypothesis import given, settings
@@ -256,6 +257,20 @@ class NameTests(SynchronousTestCase):
             self.assertTrue(sensitive(name), name)
         for name in ("key", "message_id", "passed", "tokens", "passwordless", "tokenizer", "api", "key_api", "", "\n"):
             self.assertFalse(sensitive(name), name)
+
+    def test_kept(self) -> None:
+        """What is remembered of names is bounded, however many and however long they are."""
+        redact = Redactor()
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for number in range(30):
+                self.assertTrue(redact.sensitive(f"token {number} " + "ab " * 30_000))
+            for number in range(10_000):
+                self.assertFalse(redact.sensitive(f"name{number}"))
+            self.assertLess(tracemalloc.get_traced_memory()[0] - before, 1_000_000)
+        finally:
+            tracemalloc.stop()
 
     def test_configured(self) -> None:
         """The configured names take the place of the usual ones, in data and in texts alike."""

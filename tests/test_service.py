@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -68,6 +69,16 @@ class ServiceTests(SynchronousTestCase):
         """A part is found in the service tree by its name."""
         service = self.service(self.step("spool"))
         self.assertEqual(service.getServiceNamed("spool").name, "spool")
+
+    def test_child_of_another(self) -> None:
+        """A service that somebody adds is no part: it is neither waited for nor in the way."""
+        service = OrderedService([self.step("a")], stop_deadline=10.0, clock=self.clock)
+        Service().setServiceParent(service)
+        service.startService()
+        self.successResultOf(service.started)
+        self.assertEqual((self.log, len(list(service))), (["+a"], 2))
+        self.successResultOf(service.stopService())
+        self.assertEqual(self.log, ["+a", "-a"])
 
     def test_shares(self) -> None:
         """Each part gets its share of what is left of the deadline, and never nothing."""

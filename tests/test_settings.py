@@ -451,6 +451,20 @@ class OtherRules(Case):
             writer.cancel()
             writer.join()
 
+    def test_files_that_cannot_be(self) -> None:
+        """Half a surrogate pair is in no file's name, and is told with the option."""
+        sections = {
+            "auth.token_file": {"auth": config.Auth(token_file="/tmp/\ud800")},
+            "tls.ca_file": {"tls": config.TLS(ca_file="/tmp/\ud800")},
+            "proxy.password_file": {"proxy": config.Proxy(url="http://p", username="u", password_file="/tmp/\ud800")},
+        }
+        for option, section in sections.items():
+            backends = (config.Backend(url="https://h"),)
+            error = self.assertRaises(ConfigError, settings.check, config.Config(backends=backends, **section))
+            self.assertIn(option, str(error))
+            self.assertIn("a file cannot have such a name", str(error))
+            str(error).encode()
+
     def test_configuration_from_a_pipe(self) -> None:
         """The configuration itself may come through a pipe, for it is read once."""
         readable, writable = os.pipe()
