@@ -122,7 +122,7 @@ BENCHMARKS = (
     ),
     _benchmark(
         "growth-websocket-in-flight",
-        "us CPU for a result of 230 bytes by WebSocket, by the number that wait for their receipts at the same time",
+        "us CPU for a result by WebSocket, by the number that wait for their receipts at the same time",
         _results(**_at_a_time("window")),
         (*_at_a_time("window"), _FLAT),
         Target("commsmgr, in memory", _FLAT, at_most=1.2),
