@@ -98,6 +98,7 @@ class Run:
             clock=reactor,
         )
         self.losses = LossReports(self.spool.losses, config, new_id=self.new_id, clock=reactor, metrics=self.metrics)
+        self.spool.inbox.on_completed = self.reporting.accepted
         self.spool.on_resurfaced = self.intake.recover
         self._decoder = decoder(config)
         self._targets: dict[Target, str] = {}

@@ -69,7 +69,6 @@ class Reporting:
         self._metrics = metrics
         self._clock = clock
         self._throttle = LogThrottle(clock.seconds)
-        spool.inbox.on_completed = self._accepted
         self._aside: dict[Deferred[object], None] = {}  # in order, which a set has not
 
     def report(self, result: Result, *, ttl: float | None = None) -> Deferred[str]:
@@ -119,7 +118,7 @@ class Reporting:
         encode = partial(self._encode, result, message_id, self._timestamp())
         body, left_out = await self._in_thread(encode) if _is_long(result) else encode()
         await self._spool.outbox.put(lane=Lane.EVENT, kind=RESULT_KIND, id=message_id, body=body)
-        self._accepted(1, len(body))
+        self.accepted(1, len(body))
         if left_out:
             self._truncated(message_id)
 
@@ -135,6 +134,11 @@ class Reporting:
         for deferred in list(self._aside):
             deferred.cancel()
 
+    def accepted(self, count: int, size: int) -> None:
+        """Take note of ``count`` results of ``size`` bytes together that the spool has now."""
+        self._on_accepted(count, size)
+        self._metrics.message("command_result", "out", "accepted", count)
+
     def _done(self, outcome: object, deferred: Deferred[object]) -> object:
         self._aside.pop(deferred, None)
         return outcome
@@ -149,10 +153,6 @@ class Reporting:
             max_output=self._settings.max_output_bytes,
             redact=self._redact,
         )
-
-    def _accepted(self, count: int, size: int) -> None:
-        self._on_accepted(count, size)
-        self._metrics.message("command_result", "out", "accepted", count)
 
     def _truncated(self, message_id: str) -> str:
         self._metrics.message("command_result", "out", "truncated")

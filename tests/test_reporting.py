@@ -40,6 +40,7 @@ class ReportingTestCase(SynchronousTestCase):
             metrics=self.world.metrics,
             clock=self.world.clock,
         )
+        self.world.spool.inbox.on_completed = self.reporting.accepted
         globalLogPublisher.addObserver(self.lines.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.lines.append)
 

@@ -8,13 +8,16 @@ A simulation brings its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Protocol, TypeVar, cast
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
+
+from commsmgr.errors import SpoolWriteFailed
 
 T = TypeVar("T")
 
@@ -22,6 +25,8 @@ T = TypeVar("T")
 class Executor(Protocol):
     """
     Does work that may block. The Deferreds fire in the reactor's thread, in the order of the calls.
+
+    Whatever goes wrong on the way there is the Deferred's failure.
 
     :ivar linger: seconds that what is in no hurry may wait for other work, because work by itself costs a commit.
     """
@@ -45,7 +50,7 @@ class InlineExecutor:
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]:
         """Do ``work`` in the next turn."""
         done: Deferred[T] = Deferred()
-        self._reactor.callLater(0, _fire, done, work)
+        _in_next_turn(self._reactor, partial(_fire, done, work))
         return done
 
     def stop(self) -> Deferred[None]:
@@ -68,19 +73,22 @@ class ThreadExecutor:
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
-        self._call_from_thread = cast(IReactorFromThreads, reactor).callFromThread
         self._queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None] | None = None
         self._turn: list[tuple[Callable[[], Any], Deferred[Any]]] = []
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]:
-        """Do ``work`` in the thread, which is started if it is not there."""
+        """Do ``work`` in the thread, which is started if it is not there; SpoolWriteFailed if that cannot be."""
         done: Deferred[T] = Deferred()
         if self._queue is None:
-            self._queue = SimpleQueue()
-            self._thread = Thread(target=self._run, args=(self._queue,), name="commsmgr-spool", daemon=True)
-            self._thread.start()
+            queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None] = SimpleQueue()
+            self._thread = Thread(target=self._run, args=(queue,), name="commsmgr-spool", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # as the system's limit of threads makes it
+                return fail(SpoolWriteFailed(f"the spool has no thread to write in: {error}"))
+            self._queue = queue
         if not self._turn:
-            self._reactor.callLater(0, self._hand_over)
+            _in_next_turn(self._reactor, self._hand_over)
         self._turn.append((work, done))
         return done
 
@@ -104,8 +112,17 @@ class ThreadExecutor:
         return ended.addCallback(lambda _: thread.join())
 
     def _run(self, queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None]) -> None:
+        call_from_thread = cast(IReactorFromThreads, self._reactor).callFromThread
         while (item := queue.get()) is not None:
-            self._call_from_thread(_deliver, item[1], _outcome(item[0]))
+            call_from_thread(_deliver, item[1], _outcome(item[0]))
+
+
+def _in_next_turn(reactor: IReactorTime, call: Callable[[], None]) -> None:
+    try:
+        reactor.callLater(0, call)
+    except OSError:
+        # No descriptor is left for the clock (see SteadyReactor.callLater). This way needs none; it wakes the reactor.
+        cast(IReactorFromThreads, reactor).callFromThread(call)
 
 
 def _outcome(work: Callable[[], Any]) -> Any:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from twisted.internet.defer import Deferred, fail
+from twisted.logger import Logger
 
 from commsmgr import config
 from commsmgr.spool.batch import Outcome
@@ -59,6 +60,8 @@ class Inbox:
     :ivar on_completed: called, once per batch, with how many results :meth:`complete` has accepted and the bytes of
         their bodies.
     """
+
+    log = Logger()
 
     def __init__(self, settings: config.Spool, wall: Callable[[], float], outbox: Outbox) -> None:
         self.open_count = 0
@@ -191,4 +194,5 @@ class Inbox:
             count, size = self._results, self._result_bytes
             self._results = self._result_bytes = 0
             if self.on_completed is not None:
-                self.on_completed(count, size)
+                with self.log.failuresHandled("A listener of results failed.", event="spool.listener-failed"):
+                    self.on_completed(count, size)

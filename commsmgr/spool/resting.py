@@ -17,7 +17,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import cache
+from functools import cache, cached_property
 from typing import Final
 
 from twisted.python.failure import Failure
@@ -28,6 +28,7 @@ from commsmgr.spool.batch import Outcome, Work
 from commsmgr.spool.faults import ERRORS, in_words
 from commsmgr.spool.replacing import SetAside
 from commsmgr.spool.schema import prepare
+from commsmgr.spool.trouble import Trouble
 from commsmgr.spool.writer import Writer
 
 OPEN: Final = 128
@@ -42,14 +43,17 @@ class _Open(threading.local):
     What a thread has open.
 
     :ivar writers: the one that was used last at the end.
-    :ivar source: what an image is read by.
     :ivar empty: a database with nothing in it, which is lent to writers that have nothing.
     """
 
     def __init__(self) -> None:
         self.writers: dict[RestingWriter, None] = {}
-        self.source = sqlite3.connect(":memory:")
         self.empty: sqlite3.Connection | None = None
+
+    @cached_property
+    def source(self) -> sqlite3.Connection:
+        """What an image is read by."""
+        return sqlite3.connect(":memory:")
 
 
 _open = _Open()
@@ -65,6 +69,7 @@ class RestingWriter(Writer):
 
     def open(self) -> SetAside | None:
         """Begin with nothing."""
+        self._trouble = Trouble(self._directory, self._wall)
         self._image = _blank()
         return None
 

@@ -122,12 +122,14 @@ class Store:
         self._closed: Waiters[None] = Waiters()
 
     async def open(self) -> SetAside | None:
-        """Open the database, once it is closed; see :meth:`Writer.open`."""
+        """Open the database, once it is closed; see :meth:`Writer.open`. Cancelling it has it closed again."""
         if self._state is _State.CLOSING:
             await self._closed.wait()
         try:
             aside = await self._executor(self._writer.open)
         except BaseException:
+            # Who was cancelled does not wait for the disk, which may yet have opened it.
+            await self._executor(self._writer.close)
             await self._executor.stop()
             raise
         self._state = _State.OPEN
@@ -198,24 +200,33 @@ class Store:
     def _linger(self) -> None:
         """Let what waits go with the next batch, or with one of its own before long."""
         if self._lingering is None:
-            self._lingering = self._reactor.callLater(self._executor.linger, self._lingered)
+            self._lingering = self._timer(self._executor.linger, self._lingered)
+        if self._lingering is None:
+            self._next()
 
     def _lingered(self) -> None:
         self._lingering = None
         if not self._busy:
             self._next()
 
+    def _timer(self, seconds: float, call: Callable[[], None]) -> IDelayedCall | None:
+        """Return a timer, or None if the process has no descriptor left for one (see :class:`.SteadyReactor`)."""
+        try:
+            return self._reactor.callLater(seconds, call)
+        except OSError:
+            return None
+
     def _batch(self) -> tuple[list[Job], Outcome]:
         """Runs in the executor: whatever has been handed over by now belongs to the batch."""
         waiting, size = self._jobs, 0
         most = MAX_JOBS + self._again
         jobs: list[Job] = []
-        while waiting and len(jobs) < most and size < MAX_BYTES:
-            jobs.append(job := waiting.popleft())
-            size += job.size
         try:
+            while waiting and len(jobs) < most and size < MAX_BYTES:
+                jobs.append(job := waiting.popleft())
+                size += job.size
             return jobs, self._writer.run(jobs)
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the jobs wait, and so do those to come
             self.log.failure("The spool's writer failed by a mistake of its own.", event="spool.batch-failed")
             refused = Failure(SpoolError(fact := f"whether the spool has taken this is not known: {error!r}"))
             return jobs, Outcome([refused] * len(jobs), None, None, reopened=False, checkpoint=False, trouble=fact)
@@ -249,7 +260,9 @@ class Store:
                 self._next()
         if (self._parked or (again and not self._busy)) and self._retry is None:
             self._wait = min(max(2 * self._wait, RETRY_AFTER), RETRY_LONGEST)
-            self._retry = self._reactor.callLater(self._wait, self._try_again)
+            self._retry = self._timer(self._wait, self._try_again)
+            if self._retry is None:
+                self._unpark()  # they go with whatever is handed over next
         last = self._state is _State.CLOSING and not self._busy
         self._trouble = outcome.trouble or (self._trouble if self._parked else "")
         settled = [(job, self._settled(job, result)) for job, result in pairs]
