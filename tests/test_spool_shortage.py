@@ -16,10 +16,11 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from commsmgr import config
 from commsmgr.errors import SpoolError, SpoolWriteFailed
-from commsmgr.spool import Lane, Spool, executor
+from commsmgr.spool import Lane, Spool, executor, writer
 from commsmgr.spool.executor import ThreadExecutor
 from commsmgr.spool.outbox_jobs import Ask
 from commsmgr.spool.resting import RestingWriter
+from commsmgr.spool.transaction import Attempt
 from commsmgr.spool.writer import Writer
 from tests.test_spool_store import OnClock
 
@@ -71,11 +72,8 @@ class DescriptorTests(OnClock):
         seq = self.done(self.put(self.agent, "first"))
         self.clock.least = 0.01
 
-        def refuse(writer: Writer, jobs: Any, results: list[Any]) -> None:
-            writer._attempted = None
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-        failing = self.patch(Writer, "_transaction", refuse)
+        failed = Attempt([], OSError(errno.EIO, os.strerror(errno.EIO)))
+        failing = self.patch(writer, "transact", lambda books, jobs: failed)
         forgetting, asking = self.agent.outbox.forget([seq]), self.agent.outbox.dead_letters(1)
         self.pass_time()
         self.failureResultOf(asking, SpoolWriteFailed)
@@ -129,14 +127,14 @@ class ReopenedTests(SynchronousTestCase):
 
     def test_trouble_ends(self) -> None:
         """Damage ends when the spool is closed, for all that was in it is gone."""
-        writer = RestingWriter(config.Spool(durability="memory"), time.time)
-        writer.open()
-        writer._trouble.found_damage("a page is torn")
-        self.assertIn("damaged", writer.run([]).trouble)
-        writer.close()
-        writer.open()
-        outcome = writer.run([])
-        writer.close()
+        memory = RestingWriter(config.Spool(durability="memory"), time.time)
+        memory.open()
+        memory._trouble.found_damage("a page is torn")
+        self.assertIn("damaged", memory.run([]).trouble)
+        memory.close()
+        memory.open()
+        outcome = memory.run([])
+        memory.close()
         self.assertEqual((outcome.trouble, outcome.partly), ("", False))
 
 

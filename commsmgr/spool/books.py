@@ -48,6 +48,7 @@ class Books:
     :ivar db: the connection, for what does not concern the table of entries; :meth:`flush` returns it for the rest.
     :ivar lossbook: what was given up and not yet reported.
     :ivar damaged: whether pages leave out what cannot be read, instead of failing.
+    :ivar stale: whether the totals are those of a transaction that could not be undone; :meth:`reload` ends that.
     :ivar nothing_new: why what is new is refused in this transaction; empty when it is not.
     """
 
@@ -66,6 +67,7 @@ class Books:
         self._oldest_known = False
         self.lossbook = LossBook(db)
         self.damaged = damaged
+        self.stale = False
         self.nothing_new = ""
         self.max_remembered = max_remembered
         self._max_dead_letters = max_dead_letters
@@ -100,6 +102,7 @@ class Books:
         if counter is None:
             raise torn("the totals are damaged")
         self.counter = counter
+        self.stale = False
 
     def snapshot(self) -> Counter:
         """Return the totals as they are now."""

@@ -6,6 +6,7 @@ import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
 from typing import Any, Final
 
 ERRORS: Final = (sqlite3.Error, MemoryError)
@@ -63,9 +64,34 @@ def is_unreadable(error: BaseException) -> bool:
     return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_READ
 
 
-def may_be_partial(error: BaseException) -> bool:
-    """Say whether ``error`` may concern a part only of what was to be done: some job may take much memory."""
-    return isinstance(error, MemoryError) or is_unreadable(error)
+class Cause(Enum):
+    """
+    What has kept a transaction from being committed; what the writer does about each says :mod:`.writer`.
+
+    :cvar MISTAKE: one of ours, or what was to be written.
+    :cvar FULL: there is no room on the disk.
+    :cvar TORN: the database is damaged.
+    :cvar PART: perhaps a part only, of the disk or of the work, cannot be had.
+    :cvar DISK: any other trouble with the disk.
+    """
+
+    MISTAKE = auto()
+    FULL = auto()
+    TORN = auto()
+    PART = auto()
+    DISK = auto()
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Return what is to blame for ``error``."""
+    if not is_trouble(error):
+        return Cause.MISTAKE
+    if is_full(error):
+        return Cause.FULL
+    if is_torn(error):
+        return Cause.TORN
+    # Some job may take much memory.
+    return Cause.PART if isinstance(error, MemoryError) or is_unreadable(error) else Cause.DISK
 
 
 def in_words(error: BaseException) -> str:

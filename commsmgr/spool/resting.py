@@ -82,7 +82,8 @@ class RestingWriter(Writer):
             except ERRORS as error:
                 return self._cannot_wake(jobs, in_words(error))
         outcome = super().run(jobs)
-        if lent is not None and lent.total_changes == self._changes and not self._not_undone:
+        books = self._books
+        if lent is not None and lent.total_changes == self._changes and books is not None and not books.stale:
             # Most spools of a fleet never have anything in them.
             _open.empty, self._books = lent, None
             return outcome
@@ -125,7 +126,7 @@ class RestingWriter(Writer):
     def rest(self) -> None:
         """Close the database, and keep what is in it. Not during :meth:`run`."""
         _open.writers.pop(self, None)
-        if self._books is None or self._not_undone:
+        if self._books is None or self._books.stale:
             return
         db = self._books.db
         (pages,), (size,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))

@@ -12,25 +12,26 @@ What a crash means: before the flush, nothing of the batch is there, and nobody 
 the outcome was told, all of it is there although nobody knows: an entry is sent although its submitter never heard of
 success, a command waits in the inbox although it was never acknowledged. Both are what "at least once" allows.
 
-What goes wrong without a crash:
+What goes wrong without a crash. A job that raises a :class:`CommsError` decided so before it wrote; the batch goes on
+without it. Everything else undoes the transaction (see :mod:`.transaction`), and what is done then depends on the
+:class:`.Cause`:
 
-* A job raises a :class:`CommsError`: it decided so before it wrote; the batch goes on without it.
-* A job raises anything else: the transaction is undone and the jobs are done again one by one, so that it fails alone.
-* The disk is full: the transaction is undone, the ballast (see :mod:`.ballast`) gives room, and the batch is tried
-  again.
-* The disk fails: whether the batch is in the database is not known, for a log frame whose flush failed can come back at
-  the next recovery. The connection is closed and opened again, which recovers; then the number of the last commit,
-  which is kept in the database, says whether the batch is in. If not, it is tried once more. If even that fails, its
-  jobs fail with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
-* A part of the database cannot be read, and still cannot when opened anew: the jobs are done one by one, so that only
-  those fail that touch it. No other error is borne so: the disk may fail altogether, and each attempt cost seconds.
-* Memory runs out: likewise, for one job may take more of it than the others. A database in memory is never opened anew,
-  for it is all there is; when a transaction cannot even be undone, that is done before the next one.
-* A file of the spool is removed or replaced under the running agent: nothing new is taken any more, and what is open is
-  not let go, for it is all that is left (see :mod:`.presence`).
-* The database is damaged, and still is when opened anew: the jobs are done one by one, so that only those fail that
-  touch the damaged part. From then on pages leave out what cannot be read, and the spool stays in trouble until it is
-  opened anew: a mark beside the database has the next opening take over what can be read (see :mod:`.opening`).
+* ``MISTAKE``, a job raises something of another kind: the jobs are done again one by one, so that it fails alone.
+* ``FULL``: the ballast (see :mod:`.ballast`) gives room, and the batch is tried again.
+* ``DISK``: whether the batch is in the database is not known, for a log frame whose flush failed can come back at the
+  next recovery. The connection is closed and opened again, which recovers; then the number of the last commit, which is
+  kept in the database, says whether the batch is in. If not, it is tried once more. If even that fails, its jobs fail
+  with :class:`SpoolWriteFailed`, the connection stays closed, and the next batch tries to open it again.
+* ``PART``, that cannot be read, and still cannot when opened anew: the jobs are done one by one, so that only those
+  fail that touch it. ``DISK`` is not borne so: the disk may fail altogether, and each attempt cost seconds. When memory
+  runs out it is done likewise, for one job may take more of it than the others. A database in memory is never opened
+  anew, for it is all there is; when a transaction cannot even be undone, that is done before the next one.
+* ``TORN``, and still so when opened anew: the jobs are done one by one, so that only those fail that touch the damaged
+  part. From then on pages leave out what cannot be read, and the spool stays in trouble until it is opened anew: a mark
+  beside the database has the next opening take over what can be read (see :mod:`.opening`).
+
+A file of the spool that is removed or replaced under the running agent fails nothing by itself: nothing new is taken
+any more, and what is open is not let go, for it is all that is left (see :mod:`.presence`).
 """
 
 from __future__ import annotations
@@ -45,15 +46,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from commsmgr import config
-from commsmgr.errors import CommsError, SpoolError, SpoolLocked, SpoolUnusable, SpoolWriteFailed
+from commsmgr.errors import SpoolError, SpoolLocked, SpoolUnusable, SpoolWriteFailed
 from commsmgr.spool import ballast, directory, files
 from commsmgr.spool.ballast import Ballast
 from commsmgr.spool.batch import Outcome, Work
 from commsmgr.spool.books import Books
-from commsmgr.spool.faults import ERRORS, code, in_words, is_full, is_torn, is_trouble, is_unreadable, may_be_partial
+from commsmgr.spool.faults import ERRORS, Cause, cause_of, code, in_words, is_full, is_unreadable
 from commsmgr.spool.opening import Opening, disconnect
 from commsmgr.spool.presence import Presence
 from commsmgr.spool.replacing import SetAside
+from commsmgr.spool.transaction import Attempt, transact, undo
 from commsmgr.spool.trouble import Trouble
 
 CHECKPOINT_BYTES: Final = 4 << 20
@@ -90,10 +92,8 @@ class Writer:
         self._trouble = Trouble(self._directory, wall)
         self._lock: int | None = None
         self._books: Books | None = None
-        self._attempted: int | None = None
         self._reopened = False
         self._partly = False
-        self._not_undone = False
         self._nothing_new = ""
         self._written = 0
 
@@ -148,7 +148,6 @@ class Writer:
 
     def _disconnect(self) -> None:
         books, self._books = self._books, None
-        self._not_undone = False
         if books is not None:
             disconnect(books)
             self._presence.closed()
@@ -171,7 +170,7 @@ class Writer:
         reopened = self._reopened and self._books is not None and failed is None
         self._reopened &= not reopened
         counter, oldest = None, None
-        if self._books is not None and not self._not_undone:
+        if self._books is not None and not self._books.stale:
             counter = self._books.snapshot()
             with suppress(*ERRORS):  # it may be in a damaged part
                 oldest = self._books.oldest_event_at()
@@ -192,127 +191,102 @@ class Writer:
         )
 
     def _run(self, jobs: Sequence[Work]) -> list[Any]:
-        try:
-            return self._with_recovery(jobs)
-        except Exception as error:
-            if is_torn(error):
+        attempt = self._with_recovery(jobs)
+        if (error := attempt.error) is None:
+            return attempt.results
+        match cause_of(error):
+            case Cause.TORN:
                 self._found_damage(str(error))
                 if self._books is not None:
                     self._books.damaged = True
                     return self._one_by_one(jobs)
-            elif may_be_partial(error) and self._books is not None:
+            case Cause.PART if self._books is not None:
                 self._partly = True
                 return self._one_by_one(jobs)
-            if len(jobs) == 1 or is_trouble(error):
-                return [Failure(_typed(error))] * len(jobs)
-        # One of the jobs cannot be done at all. Done one by one, it fails alone.
-        return [self._run([job])[0] for job in jobs]
+            case Cause.MISTAKE if len(jobs) > 1:
+                # One of the jobs cannot be done at all. Done one by one, it fails alone.
+                return [self._run([job])[0] for job in jobs]
+        return [Failure(_typed(error))] * len(jobs)
 
     def _found_damage(self, reason: str) -> None:
         if self._trouble.found_damage(reason) and self._ballast is not None:
             files.mark(self._directory, reason)
 
     def _one_by_one(self, jobs: Sequence[Work]) -> list[Any]:
+        """Do each of ``jobs`` in a transaction of its own, on this connection: it is new, and that did not help."""
         results: list[Any] = []
         for job in jobs:
-            results.append(self._alone(job))
+            attempt = self._attempt([job])
+            if attempt.error is None:
+                results += attempt.results
+                continue
+            self._forgo(attempt)
+            results.append(Failure(_typed(attempt.error)))
             if self._books is None:  # it fails altogether: whatever else is tried would only take its time
                 break
         return results + results[-1:] * (len(jobs) - len(results))
 
-    def _alone(self, job: Work) -> Any:
-        """Do ``job`` in a transaction of its own, and on this connection: it was opened anew, and that did not help."""
-        results: list[Any] = []
-        try:
-            self._transaction([job], results)
-            return results[0]
-        except Exception as error:
-            if self._may_come_back(error):
-                self._disconnect()  # whether it is in the database only the next recovery tells
-            return Failure(_typed(error))
-
-    def _with_recovery(self, jobs: Sequence[Work]) -> list[Any]:
-        results: list[Any] = []
-        try:
-            self._transaction(jobs, results)
-            return results
-        except (*ERRORS, OSError) as error:
-            if not is_trouble(error):
-                raise
-            if self._trouble.worth_a_line():
-                self.log.warn(
-                    "The spool could not be read or written ({reason}); trying again.",
-                    event="spool.write-failed",
-                    reason=in_words(error),
-                )
-            if self._in_memory or (self._trouble.damaged and is_torn(error)):
-                raise
-            trouble = error
-        if is_full(trouble):
+    def _with_recovery(self, jobs: Sequence[Work]) -> Attempt:
+        """Do ``jobs``, and where the disk is to blame for a failure do what may help, and try once more."""
+        attempt = self._attempt(jobs)
+        if attempt.error is None or (cause := cause_of(attempt.error)) is Cause.MISTAKE:
+            return attempt
+        if self._trouble.worth_a_line():
+            self.log.warn(
+                "The spool could not be read or written ({reason}); trying again.",
+                event="spool.write-failed",
+                reason=in_words(attempt.error),
+            )
+        if self._in_memory or (self._trouble.damaged and cause is Cause.TORN):
+            return attempt
+        if cause is Cause.FULL:
             self._make_room()
-        elif self._recovered():
-            return results
-        results = []
+        else:
+            try:
+                if self._recovered(attempt):
+                    return Attempt(attempt.results)
+            except Exception as error:
+                return Attempt([], error)
+        again = self._attempt(jobs)
+        self._forgo(again)
+        return again
+
+    def _attempt(self, jobs: Sequence[Work]) -> Attempt:
+        """Do ``jobs`` in one transaction, once, on a connection that is opened if need be."""
         try:
-            self._transaction(jobs, results)
-        except ERRORS as error:
-            if self._may_come_back(error):
-                # What was written may yet come back, and must not be taken for the next batch, with the same number.
-                self._disconnect()
-            raise
-        return results
+            books = self._ready()
+        except Exception as error:
+            return Attempt([], error)
+        attempt = transact(books, jobs)
+        if books.stale and not self._in_memory:
+            self._disconnect()  # the totals in memory are those of a batch that was undone
+        if attempt.error is None and attempt.rows:
+            self._written += attempt.size + attempt.rows * _ROW_BYTES + _BATCH_BYTES
+            if self._nothing_new:
+                self._give_back()
+        return attempt
 
-    def _may_come_back(self, error: Exception) -> bool:
-        """Say whether what was written before ``error`` may be in the database all the same."""
-        if self._in_memory or not is_trouble(error) or is_full(error) or is_torn(error):
-            return False
-        return self._attempted is not None or not may_be_partial(error)
-
-    def _transaction(self, jobs: Sequence[Work], results: list[Any]) -> None:
-        self._attempted = None
+    def _ready(self) -> Books:
+        """Return the books, ready for a transaction."""
         if self._books is None:
             self._books = self._connect()
             self._reopened = True
-        books, db = self._books, self._books.db
-        if self._not_undone:
-            self._undo(books)
-        self._nothing_new = books.nothing_new = self._why_nothing_new()
-        changes = db.total_changes
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            size = 0
-            for job in jobs:
-                try:
-                    if self._nothing_new and not job.essential:
-                        raise SpoolWriteFailed(self._nothing_new)
-                    results.append(job.work(books))
-                    size += job.size
-                except CommsError:
-                    results.append(Failure())
-            books.flush()
-            changed = db.total_changes - changes
-            if changed:
-                self._attempted = books.write_counter()
-            # Once a read has met damage SQLite commits this transaction no more, though there be nothing to commit.
-            db.execute("COMMIT" if changed or not books.damaged else "ROLLBACK")
-        except BaseException:
-            self._not_undone = True
-            with suppress(*ERRORS):
-                self._undo(books)
-            if self._not_undone and not self._in_memory:
-                self._disconnect()  # the totals in memory are those of a batch that was undone
-            raise
-        if changed:
-            self._written += size + changed * _ROW_BYTES + _BATCH_BYTES
-            if self._nothing_new:
-                self._give_back()
+        if self._books.stale:
+            undo(self._books)
+        self._nothing_new = self._books.nothing_new = self._why_nothing_new()
+        return self._books
 
-    def _undo(self, books: Books) -> None:
-        """Undo the transaction, of which nothing is known to be left when this returns."""
-        if books.db.in_transaction:
-            books.db.execute("ROLLBACK")
-        books.reload()
-        self._not_undone = False
+    def _forgo(self, failed: Attempt) -> None:
+        """
+        Close the database if what was written may be in it all the same, which only the next recovery tells.
+
+        Should it come back it must not be taken for the next batch, with the same number.
+        """
+        if failed.error is None or self._in_memory:
+            return
+        cause = cause_of(failed.error)
+        if cause is Cause.DISK or (cause is Cause.PART and failed.commit is not None):
+            self._disconnect()
 
     def _why_nothing_new(self) -> str:
         """Return why what could wait is to be refused now, or nothing."""
@@ -323,13 +297,13 @@ class Writer:
             self.log.critical("{reason}", event="spool.file-gone", reason=missing)
         return missing or ("" if self._ballast.restore() else _NO_ROOM)
 
-    def _recovered(self) -> bool:
-        """Open the database anew, and say whether the batch that was being committed is in it."""
+    def _recovered(self, attempt: Attempt) -> bool:
+        """Open the database anew, and say whether the batch that was being committed is in it after all."""
         self._presence.require()
         self._disconnect()
         self._books = self._connect()
         self._reopened = True
-        return self._attempted is not None and self._books.counter.commits == self._attempted
+        return attempt.commit is not None and self._books.counter.commits == attempt.commit
 
     # -- room
 
@@ -370,6 +344,6 @@ def _is_refused(result: Any) -> bool:
 
 
 def _typed(error: Exception) -> SpoolError:
-    if is_trouble(error):
+    if cause_of(error) is not Cause.MISTAKE:
         return SpoolWriteFailed(f"the spool cannot be read or written: {in_words(error)}")
     return SpoolError(f"the spool cannot take this: {error}")

@@ -172,8 +172,8 @@ MUTANTS = (
         "commit-assumed",
         "after a failing flush the batch is taken for committed",
         "spool/writer.py",
-        "        return self._attempted is not None and self._books.counter.commits == self._attempted",
-        "        return self._attempted is not None",
+        "        return attempt.commit is not None and self._books.counter.commits == attempt.commit",
+        "        return attempt.commit is not None",
         ("accepted_is_delivered", "held_is_answered"),
     ),
     Mutant(
