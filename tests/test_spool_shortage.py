@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from commsmgr import config
 from commsmgr.errors import SpoolError, SpoolWriteFailed
-from commsmgr.spool import Lane, Spool, executor, writer
+from commsmgr.spool import Lane, Spool, executor, resting, writer
 from commsmgr.spool.executor import ThreadExecutor
 from commsmgr.spool.outbox_jobs import Ask
 from commsmgr.spool.resting import RestingWriter
@@ -103,6 +103,23 @@ class MemoryTests(OnClock):
         self.failureResultOf(failed, SpoolError)
         self.assertEqual(self.successResultOf(later), 1)
         self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 1)
+        self.done(agent.close())
+
+    def test_at_the_start(self) -> None:
+        """A spool in memory that cannot be opened says why, and can be opened later."""
+        agent = Spool(
+            config.Spool(durability="memory"), reactor=self.clock, wall=self.clock.seconds, executor=self.executor
+        )
+
+        def none() -> bytes:
+            raise MemoryError
+
+        failing = self.patch(resting, "_blank", none)
+        refused = agent.open()
+        self.pass_time()
+        self.assertIn("out of memory", self.failureResultOf(refused, SpoolWriteFailed).value.fact)
+        failing.restore()
+        self.done(agent.open())
         self.done(agent.close())
 
 

@@ -68,9 +68,16 @@ class RestingWriter(Writer):
         self._changes = 0
 
     def open(self) -> SetAside | None:
-        """Begin with nothing."""
+        """
+        Begin with nothing.
+
+        :raise SpoolWriteFailed: there is no memory.
+        """
         self._trouble = Trouble(self._directory, self._wall)
-        self._image = _blank()
+        try:
+            self._image = _blank()
+        except ERRORS as error:
+            raise SpoolWriteFailed(f"a spool in memory cannot be opened: {in_words(error)}") from error
         return None
 
     def run(self, jobs: Sequence[Work]) -> Outcome:
