@@ -31,6 +31,7 @@ from commsmgr import config
 from commsmgr.errors import NotRunning, SpoolError
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import OpenLink
+from commsmgr.policy.fallback import Fallback
 from commsmgr.policy.log_throttle import LogThrottle
 from commsmgr.posting import Posting
 from commsmgr.requests import Requests
@@ -80,9 +81,7 @@ class Delivery:
         self._link: OpenLink | None = None
         # Without WebSockets there is nothing to wait for.
         self._fallback_after = whole.delivery.http_fallback_after if whole.websocket.enabled else 0.0
-        self._link_up_at = 0.0
-        self._way_lost_at = 0.0
-        self._link_delivered = False
+        self._fallback: Fallback
         self._paused_until = 0.0
         self._paused_by = ""
         self._rewind_when_empty = False
@@ -111,7 +110,7 @@ class Delivery:
 
     def start(self) -> None:
         """Begin to empty the outbox."""
-        self._way_lost_at = self._clock.seconds()
+        self._fallback = Fallback(self._fallback_after, self._clock.seconds())
         for lane, reader in self._readers.items():
             reader.on_ready = lambda lane=lane: self._wake(lane)
         self._loops = [
@@ -161,7 +160,7 @@ class Delivery:
     def link_registered(self, link: OpenLink) -> None:
         """Results may travel over ``link`` from now on, beginning with the oldest that has no receipt."""
         self._link = link
-        self._link_up_at = self._clock.seconds()
+        self._fallback.link_up(self._clock.seconds())
         if link.backend != self._paused_by:
             # Another backend has not asked for anything yet; the one that has keeps its pause across links.
             self._paused_until = 0.0
@@ -172,12 +171,7 @@ class Delivery:
         """``link`` is gone; what was in flight on it goes again on the next way."""
         if link is self._link:
             self._link = None
-            # A link that comes and goes without delivering anything is no way: a proxy that cuts every WebSocket must
-            # not keep the results from going over HTTP.
-            lived = self._clock.seconds() - self._link_up_at
-            if self._link_delivered or lived >= self._fallback_after:
-                self._way_lost_at = self._clock.seconds()
-            self._link_delivered = False
+            self._fallback.link_down(self._clock.seconds())
             self._sent.clear()
             self._readers[Lane.EVENT].rewind()
             self._wake(Lane.EVENT)
@@ -185,7 +179,7 @@ class Delivery:
 
     def receipts(self, link: OpenLink, seqs: Sequence[int]) -> None:
         """The backend has these entries."""
-        self._link_delivered = True
+        self._fallback.delivered()
         if self._sent:
             for seq in seqs:
                 self._trace(seq)
@@ -234,13 +228,12 @@ class Delivery:
         """Do what can be done for the lane now, or wait for news of it."""
         now = self._clock.seconds()
         link = self._link
-        due = self._way_lost_at + self._fallback_after
         if self._paused_until > now:
             await self._news_or(Lane.EVENT, self._paused_until - now)
         elif link is not None:
             self._fill(link)
             await self._news[Lane.EVENT].wait()
-        elif (wait := max(due - now, self._posting[Lane.EVENT].wait)) > 0:
+        elif (wait := max(self._fallback.wait(now), self._posting[Lane.EVENT].wait)) > 0:
             await self._news_or(Lane.EVENT, wait)
         elif not await self._posting[Lane.EVENT].send_next():
             await self._news[Lane.EVENT].wait()
