@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
@@ -85,6 +86,14 @@ class Figures(SynchronousTestCase):
 class Running(SynchronousTestCase):
     """Contenders as processes."""
 
+    def lacking(self) -> Contender:
+        """Return a contender whose library is not installed, for this test at least."""
+        hidden = Path(self.mktemp()).absolute()
+        hidden.mkdir()
+        (hidden / "diskcache.py").write_text("raise ModuleNotFoundError(\"No module named 'diskcache'\")")
+        self.patch(measure, "environment", lambda: {**os.environ, "PYTHONPATH": f"{hidden}:{measure.ROOT}"})
+        return self.contender("no package", "queues:diskcache", synchronous=1)
+
     def contender(self, name: str, run: str = "raw_log:run", **arguments: int) -> Contender:
         return Contender(name, run, {"operations": 20, "size": 10, "batch": 10, **arguments})
 
@@ -104,8 +113,8 @@ class Running(SynchronousTestCase):
 
     def test_missing(self) -> None:
         """A package or program that is not there is named, with how to get it."""
-        error = self.assertRaises(Missing, measure.run, self.contender("one", "not_there:run"), {})
-        self.assertIn("not_there", str(error))
+        error = self.assertRaises(Missing, measure.run, self.lacking(), {})
+        self.assertIn("diskcache is not installed (pip install", str(error))
         with (
             self.assertRaises(Missing) as caught,
             measure.serving(Server(("commsmgr-is-not-there", "{port}"), package="some-package")),
@@ -113,12 +122,25 @@ class Running(SynchronousTestCase):
             pass
         self.assertIn("apt-get install some-package", str(caught.exception))
 
+    def test_mistaken_import(self) -> None:
+        """A module of our own that is not found, or one whose absence was dealt with, is no package to install."""
+        error = self.assertRaises(RuntimeError, measure.run, self.contender("one", "not_there:run"), {})
+        self.assertIn("benchmarks.contenders.not_there", str(error))
+        for line, package in (
+            ("No module named 'nats'", "nats"),
+            ("No module named 'nats.js'; 'nats' is not a package", "nats.js"),
+            ("No module named 'commsmgr.nothing'", ""),
+            ("No module named 'nats'\n\nDuring handling of the above exception\nValueError: x", ""),
+        ):
+            text = f"Traceback (most recent call last):\nModuleNotFoundError: {line}\n"
+            self.assertEqual(package, measure.not_installed(text), line)
+
     def test_some_are_missing(self) -> None:
         """Where one contender cannot be measured the others are, and no target that concerns it is judged."""
         servers = {"there-is-none": Server(("commsmgr-is-not-there", "{port}"), package="some-package")}
         contenders = (
             self.contender("ours"),
-            self.contender("no package", "not_there:run"),
+            self.lacking(),
             Contender("no server", "raw_log:run", {}, server="there-is-none"),
         )
         targets = (Target("ours", "cpu", "no package"), Target("ours", "cpu", at_least=0.0))
