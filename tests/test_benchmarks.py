@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from benchmarks import guard, measure, report
+from benchmarks import guard, measure, report, summary
 from benchmarks.__main__ import benchmarks
 from benchmarks.contenders.growing import Grow, grown
 from benchmarks.counted import WORK
@@ -17,6 +17,15 @@ from benchmarks.measure import Benchmark, Contender, Figure, Missing, Result, Se
 from benchmarks.sample import Sample, Watch, percentile
 
 CONTENDERS = Path(measure.__file__).parent / "contenders"
+SQLITE, RAW = "SQLite, one table, WAL, FULL", "append + fdatasync"
+FLEET = ("commsmgr managers", "cpu", "autobahn connections")
+CHEAP = (
+    ("websocket-send", "commsmgr, session, results checked and redacted", "cpu", "autobahn, encoded before"),
+    ("websocket-receive", "commsmgr, session", "cpu", "autobahn + json.loads"),
+    ("websocket-round-trip", "commsmgr, session", "p50", "autobahn, encoded before"),
+    ("http-singly", "commsmgr", "cpu", "treq"),
+)
+KEPT = measure.ROOT / "docs" / "benchmarks.json"
 
 
 def sample(cpu: float, wall: float = 1.0, **extra: float) -> Sample:
@@ -209,7 +218,54 @@ class Reports(SynchronousTestCase):
         """What was written is read back."""
         path = Path(self.mktemp())
         report.write_json([self.result], path)
-        self.assertEqual([self.result], report.read_json(path))
+        kept = report.read_json(path)
+        self.assertEqual(([self.result], report.machine()), (kept.results, kept.machine))
+        self.assertIn(f"twisted {kept.machine.versions['twisted']}", report.measured_with(kept.machine))
+
+
+class Kept(SynchronousTestCase):
+    """The figures that the documentation shows."""
+
+    def setUp(self) -> None:
+        self.results = report.read_json(KEPT).results
+
+    def value(self, benchmark: str, contender: str, metric: str = "cpu", against: str = "") -> float:
+        return summary.found(summary.Row("", benchmark, contender, metric, against), self.results)[0].median
+
+    def test_summary(self) -> None:
+        """Each row finds its figure: a ratio to the reference, one that a target names, or a figure by itself."""
+        text = summary.restructured(self.results)
+        self.assertEqual(len(summary.ROWS) + 1, text.count("   * - "))
+        for row in summary.ROWS:
+            self.assertIn(f" - {row.work}\n     - ", text)
+            self.assertIn(f"     - {summary.MEASURES[row.metric]}\n     - {row.against}", text)
+        self.assertNotIn("(one run)", text.partition("connected and idle")[0])
+        self.assertIn("(one run)", text)
+        figures = {"ours": {"cpu": Figure(2.0, 1.0, 3.0)}}
+        ratios = {"ours": {"cpu": Figure(0.5, 0.4, 0.6)}}
+        verdict = measure.Verdict(Target("ours", "cpu", "third"), Figure(7.0, 6.0, 8.0), True)
+        self.results = [Result("b", "t", "theirs", 3, figures, ratios, [verdict])]
+        self.assertEqual([2.0, 0.5, 7.0], [self.value("b", "ours", "cpu", each) for each in ("", "theirs", "third")])
+        self.assertRaises(LookupError, self.value, "b", "ours", "cpu", "fourth")
+
+    def test_sentences(self) -> None:
+        """What sentences say in figures lies near what was kept."""
+        few, many = (self.value(f"results-{window}", "commsmgr, durable") for window in (20, 1000))
+        batch = "as much processor time as about fifteen of them", 20 * (few - many) / many, 12, 18
+        kept = "growth-websocket-copies"
+        cheap = "To send, receive and check a message costs less than with the bare libraries"
+        for page, words, found, least, most in (
+            ("docs/speed.rst", *batch),
+            ("docs/design.rst", *batch),
+            ("docs/speed.rst", "two columns, gets 0.6", self.value("spool-by-100", SQLITE, "rate", RAW), 0.55, 0.65),
+            ("docs/speed.rst", "about twice what a bare", self.value("fleet", *FLEET), 1.7, 2.3),
+            ("docs/speed.rst", "five times as many bytes", self.value(kept, "commsmgr, in memory", "10_MB"), 4.5, 5.5),
+            ("docs/speed.rst", "(autobahn: 3.5 times)", self.value(kept, "autobahn", "10_MB"), 3.3, 3.7),
+            *(("README.md", cheap, self.value(*each), 0, 1) for each in CHEAP),
+        ):
+            text = " ".join((measure.ROOT / page).read_text("utf-8").split())
+            self.assertIn(words, text, page)
+            self.assertTrue(least <= found <= most, (page, words, found))
 
 
 class Guard(SynchronousTestCase):
