@@ -56,13 +56,13 @@ def table(result: Result) -> str:
     width = max(len(name) for name in result.figures)
     lines = [
         f"{result.name}: {result.title}",
-        f"  {result.rounds} rounds, medians [least to most], ratios to {result.reference}",
+        f"  {_rounds(result)}, medians [least to most], ratios to {result.reference}",
     ]
     for name, figures in result.figures.items():
         cells = []
         for metric in metrics:
             ratio = result.ratios[name][metric]
-            cells.append(f"{unit(metric)} {plain(figures[metric])}  {times(ratio)}")
+            cells.append(f"{unit(metric)} {plain(figures[metric], result.rounds)}  {times(ratio, result.rounds)}")
         lines.append(f"  {name:{width}}  " + "   ".join(cells))
     lines += [f"  {line}" for line in map(_judged, result.verdicts)]
     lines += [f"  not measured: {name}: {why}" for name, why in result.missing.items()]
@@ -72,33 +72,40 @@ def table(result: Result) -> str:
 def restructured(result: Result) -> str:
     """Return a benchmark's table as reStructuredText, for the documentation."""
     metrics = list(next(iter(result.figures.values())))
-    rows = [["", *(cell for metric in metrics for cell in (unit(metric), "ratio"))]]
+    alone = len(result.figures) == 1
+    rows = [["", *(cell for metric in metrics for cell in (unit(metric), "ratio")[: 2 - alone])]]
     for name, figures in result.figures.items():
-        ratios = result.ratios[name]
-        rows.append([name, *(cell for each in metrics for cell in (plain(figures[each]), times(ratios[each])))])
-    lines = [
-        f".. list-table:: {result.title} ({result.rounds} rounds, ratios to {result.reference})",
-        "   :header-rows: 1",
-        "",
-    ]
+        row = [name]
+        for each in metrics:
+            ratio = "1" if name == result.reference else times(result.ratios[name][each], result.rounds)
+            row += [plain(figures[each], result.rounds), ratio][: 2 - alone]
+        rows.append(row)
+    told = _rounds(result) if alone else f"{_rounds(result)}, ratios to {result.reference}"
+    lines = [f".. list-table:: {result.title} ({told})", "   :header-rows: 1", ""]
     for row in rows:
         lines += [f"   {'*' if not index else ' '} - {cell}" for index, cell in enumerate(row)]
-    return "\n".join([*lines, "", *(f"- {_judged(verdict)}" for verdict in result.verdicts)])
+    lines += ["", *(f"- {_judged(verdict)}" for verdict in result.verdicts)]
+    return "\n".join([*lines, *(f"- not measured: {name}" for name in result.missing)])
+
+
+def _rounds(result: Result) -> str:
+    return f"{result.rounds} round" + "s" * (result.rounds > 1)
 
 
 def unit(metric: str) -> str:
     """Return what a metric is called in a table."""
-    return {"cpu": "us CPU", "wall": "us", "rate": "a second"}.get(metric, metric.replace("_", " "))
+    return {"cpu": "us CPU", "wall": "us wall", "rate": "a second"}.get(metric, metric.replace("_", " "))
 
 
-def plain(figure: Figure) -> str:
-    """Return a figure with its range."""
-    return f"{_short(figure.median)} [{_short(figure.least)} to {_short(figure.most)}]"
+def plain(figure: Figure, rounds: int) -> str:
+    """Return a figure with its range, which one round has not."""
+    spread = f" [{_short(figure.least)} to {_short(figure.most)}]"
+    return _short(figure.median) + spread * (rounds > 1)
 
 
-def times(figure: Figure) -> str:
-    """Return a ratio with its range."""
-    return f"x{figure.median:.2f} [{figure.least:.2f} to {figure.most:.2f}]"
+def times(figure: Figure, rounds: int) -> str:
+    """Return a ratio with its range, which one round has not."""
+    return f"x{figure.median:.2f}" + f" [{figure.least:.2f} to {figure.most:.2f}]" * (rounds > 1)
 
 
 def _short(value: float) -> str:

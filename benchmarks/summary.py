@@ -128,14 +128,12 @@ def found(row: Row, results: Sequence[Result]) -> tuple[Figure, int]:
 
 def restructured(results: Sequence[Result]) -> str:
     """Return the rows as a table in reStructuredText; work that is that of the row before is not said again."""
-    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 40 17 21 22", ""]
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 36 15 20 29", ""]
     cells = [("work", "measure", "ratio to", "median [least to most]")]
     work = ""
     for row in ROWS:
         figure, rounds = found(row, results)
-        shown = times(figure) if row.against else plain(figure)
-        if rounds == 1:
-            shown = f"{shown.partition(' [')[0]} (one run)"
+        shown = (times if row.against else plain)(figure, rounds) + " (one run)" * (rounds == 1)
         cells.append(("" if row.work == work else row.work, MEASURES[row.metric], row.against or "\\–", shown))
         work = row.work
     lines += [f"   {' ' if index else '*'} - {cell}" for each in cells for index, cell in enumerate(each)]

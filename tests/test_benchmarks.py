@@ -6,6 +6,7 @@ import ast
 import os
 from pathlib import Path
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -213,6 +214,16 @@ class Reports(SynchronousTestCase):
         self.assertIn("  theirs  us CPU 1 [0.5 to 1234]  x1.00 [0.50 to 1234.00]", text)
         self.assertIn("  NOT REACHED: ours to theirs, us CPU: 2, wanted at most 1.5", text)
         self.assertIn("  reached: ours, us CPU: 2, wanted at least 1.5", text)
+
+    def test_restructured(self) -> None:
+        """The page's table says the same; the reference's ratio is 1, and one round alone has no range."""
+        self.assertIn("   * - ours\n     - 2 [1 to 3]\n     - x2.00 [1.00 to 3.00]\n", report.restructured(self.result))
+        once = report.restructured(msgspec.structs.replace(self.result, rounds=1))
+        self.assertIn("a title (1 round, ratios to theirs)", once)
+        self.assertIn("   * - ours\n     - 2\n     - x2.00\n   * - theirs\n     - 1\n     - 1\n", once)
+        alone = msgspec.structs.replace(self.result, figures={"theirs": {"cpu": Figure(1.0, 0.5, 2.0)}})
+        self.assertIn("a title (3 rounds)", report.restructured(alone))
+        self.assertIn("   * - theirs\n     - 1 [0.5 to 2]\n\n", report.restructured(alone))
 
     def test_json(self) -> None:
         """What was written is read back."""
