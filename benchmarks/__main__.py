@@ -25,7 +25,12 @@ def benchmarks() -> dict[str, Benchmark]:
 def main() -> int:
     """Return 0 when all was measured, 1 when something needed is missing; whether targets are reached is said only."""
     known = benchmarks()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Run the benchmarks, all of them or some, and say which targets are reached.",
+        epilog="The exit status is 1 when something that is needed is not installed. "
+        "A target that is not reached is said, and does not change it.",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(known)}; all when none is given")
     parser.add_argument("--rounds", type=int, default=0, help="how often each contender runs (default: as each says)")
     parser.add_argument("--json", type=Path, help="write all figures here")

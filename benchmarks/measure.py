@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -27,6 +28,8 @@ LONGEST = 600.0
 """Seconds that one run of a contender may take."""
 PREPARING = 120.0
 """Seconds within which a server of ours listens; some make something first."""
+OWN = ("commsmgr", "benchmarks")
+"""Packages that are always there: a module of theirs that is not found is a mistake."""
 
 
 class Missing(Exception):
@@ -218,10 +221,20 @@ def run(contender: Contender, address: Mapping[str, Any]) -> Sample:
         )
     if done.returncode != 0:
         text = done.stderr.decode(errors="replace")
-        if "ModuleNotFoundError" in text:
-            raise Missing(f"{contender.name}: {text.strip().splitlines()[-1]} (pip install -e '.[bench]')")
+        if package := not_installed(text):
+            raise Missing(f"{contender.name}: {package} is not installed (pip install -e '.[bench]')")
         raise RuntimeError(f"{contender.name} ended with {done.returncode}:\n{text[-4000:]}")
     return msgspec.json.decode(done.stdout.splitlines()[-1], type=Sample)
+
+
+def not_installed(text: str) -> str:
+    """
+    Return which module of somebody else's package a process has not found, if it ended by that; else an empty string.
+
+    :param text: what it wrote to standard error.
+    """
+    found = re.search(r"^ModuleNotFoundError: No module named '([\w.]+)'[^\n]*\s*\Z", text, re.MULTILINE)
+    return "" if found is None or found[1].partition(".")[0] in OWN else found[1]
 
 
 @contextmanager
@@ -272,8 +285,9 @@ def _first_line(process: subprocess.Popen[bytes], errors: Path) -> dict[str, Any
     line = process.stdout.readline() if readable else b""
     if not line:
         text = errors.read_text(errors="replace")
-        kind = Missing if "ModuleNotFoundError" in text else RuntimeError
-        raise kind(f"a server does not start:\n{text[-4000:]}")
+        if package := not_installed(text):
+            raise Missing(f"a server needs {package}, which is not installed (pip install -e '.[bench]')")
+        raise RuntimeError(f"a server does not start:\n{text[-4000:]}")
     address: dict[str, Any] = msgspec.json.decode(line)
     return address
 

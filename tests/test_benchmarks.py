@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from benchmarks import guard, measure, report
+from benchmarks import guard, measure, report, summary
 from benchmarks.__main__ import benchmarks
 from benchmarks.contenders.growing import Grow, grown
 from benchmarks.counted import WORK
@@ -16,6 +18,15 @@ from benchmarks.measure import Benchmark, Contender, Figure, Missing, Result, Se
 from benchmarks.sample import Sample, Watch, percentile
 
 CONTENDERS = Path(measure.__file__).parent / "contenders"
+SQLITE, RAW = "SQLite, one table, WAL, FULL", "append + fdatasync"
+FLEET = ("commsmgr managers", "cpu", "autobahn connections")
+CHEAP = (
+    ("websocket-send", "commsmgr, session, results checked and redacted", "cpu", "autobahn, encoded before"),
+    ("websocket-receive", "commsmgr, session", "cpu", "autobahn + json.loads"),
+    ("websocket-round-trip", "commsmgr, session", "p50", "autobahn, encoded before"),
+    ("http-singly", "commsmgr", "cpu", "treq"),
+)
+KEPT = measure.ROOT / "docs" / "benchmarks.json"
 
 
 def sample(cpu: float, wall: float = 1.0, **extra: float) -> Sample:
@@ -85,6 +96,14 @@ class Figures(SynchronousTestCase):
 class Running(SynchronousTestCase):
     """Contenders as processes."""
 
+    def lacking(self) -> Contender:
+        """Return a contender whose library is not installed, for this test at least."""
+        hidden = Path(self.mktemp()).absolute()
+        hidden.mkdir()
+        (hidden / "diskcache.py").write_text("raise ModuleNotFoundError(\"No module named 'diskcache'\")")
+        self.patch(measure, "environment", lambda: {**os.environ, "PYTHONPATH": f"{hidden}:{measure.ROOT}"})
+        return self.contender("no package", "queues:diskcache", synchronous=1)
+
     def contender(self, name: str, run: str = "raw_log:run", **arguments: int) -> Contender:
         return Contender(name, run, {"operations": 20, "size": 10, "batch": 10, **arguments})
 
@@ -104,8 +123,8 @@ class Running(SynchronousTestCase):
 
     def test_missing(self) -> None:
         """A package or program that is not there is named, with how to get it."""
-        error = self.assertRaises(Missing, measure.run, self.contender("one", "not_there:run"), {})
-        self.assertIn("not_there", str(error))
+        error = self.assertRaises(Missing, measure.run, self.lacking(), {})
+        self.assertIn("diskcache is not installed (pip install", str(error))
         with (
             self.assertRaises(Missing) as caught,
             measure.serving(Server(("commsmgr-is-not-there", "{port}"), package="some-package")),
@@ -113,12 +132,25 @@ class Running(SynchronousTestCase):
             pass
         self.assertIn("apt-get install some-package", str(caught.exception))
 
+    def test_mistaken_import(self) -> None:
+        """A module of our own that is not found, or one whose absence was dealt with, is no package to install."""
+        error = self.assertRaises(RuntimeError, measure.run, self.contender("one", "not_there:run"), {})
+        self.assertIn("benchmarks.contenders.not_there", str(error))
+        for line, package in (
+            ("No module named 'nats'", "nats"),
+            ("No module named 'nats.js'; 'nats' is not a package", "nats.js"),
+            ("No module named 'commsmgr.nothing'", ""),
+            ("No module named 'nats'\n\nDuring handling of the above exception\nValueError: x", ""),
+        ):
+            text = f"Traceback (most recent call last):\nModuleNotFoundError: {line}\n"
+            self.assertEqual(package, measure.not_installed(text), line)
+
     def test_some_are_missing(self) -> None:
         """Where one contender cannot be measured the others are, and no target that concerns it is judged."""
         servers = {"there-is-none": Server(("commsmgr-is-not-there", "{port}"), package="some-package")}
         contenders = (
             self.contender("ours"),
-            self.contender("no package", "not_there:run"),
+            self.lacking(),
             Contender("no server", "raw_log:run", {}, server="there-is-none"),
         )
         targets = (Target("ours", "cpu", "no package"), Target("ours", "cpu", at_least=0.0))
@@ -183,11 +215,68 @@ class Reports(SynchronousTestCase):
         self.assertIn("  NOT REACHED: ours to theirs, us CPU: 2, wanted at most 1.5", text)
         self.assertIn("  reached: ours, us CPU: 2, wanted at least 1.5", text)
 
+    def test_restructured(self) -> None:
+        """The page's table says the same; the reference's ratio is 1, and one round alone has no range."""
+        self.assertIn("   * - ours\n     - 2 [1 to 3]\n     - x2.00 [1.00 to 3.00]\n", report.restructured(self.result))
+        once = report.restructured(msgspec.structs.replace(self.result, rounds=1))
+        self.assertIn("a title (1 round, ratios to theirs)", once)
+        self.assertIn("   * - ours\n     - 2\n     - x2.00\n   * - theirs\n     - 1\n     - 1\n", once)
+        alone = msgspec.structs.replace(self.result, figures={"theirs": {"cpu": Figure(1.0, 0.5, 2.0)}})
+        self.assertIn("a title (3 rounds)", report.restructured(alone))
+        self.assertIn("   * - theirs\n     - 1 [0.5 to 2]\n\n", report.restructured(alone))
+
     def test_json(self) -> None:
         """What was written is read back."""
         path = Path(self.mktemp())
         report.write_json([self.result], path)
-        self.assertEqual([self.result], report.read_json(path))
+        kept = report.read_json(path)
+        self.assertEqual(([self.result], report.machine()), (kept.results, kept.machine))
+        self.assertIn(f"twisted {kept.machine.versions['twisted']}", report.measured_with(kept.machine))
+
+
+class Kept(SynchronousTestCase):
+    """The figures that the documentation shows."""
+
+    def setUp(self) -> None:
+        self.results = report.read_json(KEPT).results
+
+    def value(self, benchmark: str, contender: str, metric: str = "cpu", against: str = "") -> float:
+        return summary.found(summary.Row("", benchmark, contender, metric, against), self.results)[0].median
+
+    def test_summary(self) -> None:
+        """Each row finds its figure: a ratio to the reference, one that a target names, or a figure by itself."""
+        text = summary.restructured(self.results)
+        self.assertEqual(len(summary.ROWS) + 1, text.count("   * - "))
+        for row in summary.ROWS:
+            self.assertIn(f" - {row.work}\n     - ", text)
+            self.assertIn(f"     - {summary.MEASURES[row.metric]}\n     - {row.against}", text)
+        self.assertNotIn("(one run)", text.partition("connected and idle")[0])
+        self.assertIn("(one run)", text)
+        figures = {"ours": {"cpu": Figure(2.0, 1.0, 3.0)}}
+        ratios = {"ours": {"cpu": Figure(0.5, 0.4, 0.6)}}
+        verdict = measure.Verdict(Target("ours", "cpu", "third"), Figure(7.0, 6.0, 8.0), True)
+        self.results = [Result("b", "t", "theirs", 3, figures, ratios, [verdict])]
+        self.assertEqual([2.0, 0.5, 7.0], [self.value("b", "ours", "cpu", each) for each in ("", "theirs", "third")])
+        self.assertRaises(LookupError, self.value, "b", "ours", "cpu", "fourth")
+
+    def test_sentences(self) -> None:
+        """What sentences say in figures lies near what was kept."""
+        few, many = (self.value(f"results-{window}", "commsmgr, durable") for window in (20, 1000))
+        batch = "as much processor time as about fifteen of them", 20 * (few - many) / many, 12, 18
+        kept = "growth-websocket-copies"
+        cheap = "To send, receive and check a message costs less than with the bare libraries"
+        for page, words, found, least, most in (
+            ("docs/speed.rst", *batch),
+            ("docs/design.rst", *batch),
+            ("docs/speed.rst", "two columns, gets 0.6", self.value("spool-by-100", SQLITE, "rate", RAW), 0.55, 0.65),
+            ("docs/speed.rst", "about twice what a bare", self.value("fleet", *FLEET), 1.7, 2.3),
+            ("docs/speed.rst", "five times as many bytes", self.value(kept, "commsmgr, in memory", "10_MB"), 4.5, 5.5),
+            ("docs/speed.rst", "(autobahn: 3.5 times)", self.value(kept, "autobahn", "10_MB"), 3.3, 3.7),
+            *(("README.md", cheap, self.value(*each), 0, 1) for each in CHEAP),
+        ):
+            text = " ".join((measure.ROOT / page).read_text("utf-8").split())
+            self.assertIn(words, text, page)
+            self.assertTrue(least <= found <= most, (page, words, found))
 
 
 class Guard(SynchronousTestCase):

@@ -23,6 +23,7 @@ from benchmarks.servers.posts import ANSWER, TOKEN
 WARM = 0.05
 """Part of the operations that is done before the measurement, on top."""
 
+FIELDS = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
 
 MOST = 1000
 """Connections that a pool may keep: as many as there ever are at a time."""
@@ -205,7 +206,6 @@ def treq(
     from treq.client import HTTPClient
 
     base = url(port, tls_port, secure)
-    fields = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
     given = {"operations": operations, "size": size, "concurrent": concurrent}
 
     async def main(reactor: Any) -> Sample:
@@ -213,7 +213,7 @@ def treq(
         client = HTTPClient(agent)
 
         async def post(path: str, body: bytes) -> tuple[int, bytes]:
-            answer = await client.post(base + path, data=body, headers=fields)
+            answer = await client.post(base + path, data=body, headers=FIELDS)
             return answer.code, await answer.content()
 
         try:
@@ -256,13 +256,12 @@ def aiohttp(operations: int, size: int, concurrent: int, *, port: int, tls_port:
     import aiohttp
 
     base = url(port, tls_port, False)
-    fields = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
 
     async def main() -> Sample:
         async with aiohttp.ClientSession() as session:
 
             async def post(path: str, body: bytes) -> tuple[int, bytes]:
-                async with session.post(base + path, data=body, headers=fields) as answer:
+                async with session.post(base + path, data=body, headers=FIELDS) as answer:
                     return answer.status, await answer.read()
 
             return await Posting(post, lambda work: asyncio.gather(*work), port).run(operations, size, concurrent)
@@ -275,11 +274,10 @@ def requests(operations: int, size: int, concurrent: int, *, port: int, tls_port
     import requests
 
     base = url(port, tls_port, False)
-    fields = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
     with requests.Session() as session:
 
         async def post(path: str, body: bytes) -> tuple[int, bytes]:
-            answer = session.post(base + path, data=body, headers=fields)
+            answer = session.post(base + path, data=body, headers=FIELDS)
             return answer.status_code, answer.content
 
         return asyncio.run(Posting(post, lambda work: asyncio.gather(*work), port).run(operations, size, concurrent))

@@ -1,14 +1,13 @@
 """
-commsmgr over WebSocket, in three thicknesses.
+commsmgr over WebSocket, in two of three thicknesses.
 
 ``connection`` is the transport alone: supervised connection, guards, bounds. ``session`` is a link as it stands in a
-manager: registered, with its conversation, validation, window, receipts, keep-alive and metrics. ``manager`` is all of
-it, with results and commands kept in a spool in memory, and redaction.
+manager: registered, with its conversation, validation, window, receipts, keep-alive and metrics. The third is the whole
+(:mod:`.websocket_manager`).
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,6 @@ from commsmgr import config
 from commsmgr.clock import steady
 from commsmgr.config import Backend, Config
 from commsmgr.errors import CommsError
-from commsmgr.manager import Manager
 from commsmgr.messages import Result
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import LinkEvents, OpenLink
@@ -37,7 +35,6 @@ from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.websocket import Connection, WebSocketClient
 from commsmgr.urls import parse
 
-Done = Callable[[Sample], None]
 TIMESTAMP = "2026-01-01T00:00:00Z"
 V1 = "commsmgr.v1"
 
@@ -292,104 +289,4 @@ def session_round_trips(port: int, operations: int) -> Sample:
 
     session = _Session(True, registered=send, receipts=send)
     session.run(port, "/ack")
-    return samples[0]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Whole managers
-
-
-def _manager(port: int, path: str, dialect: str, bound: int, **parts: Any) -> tuple[Any, Manager]:
-    from twisted.internet import reactor
-
-    logging.disable()
-    settings = Config(
-        backends=(Backend(url=f"http://127.0.0.1:{port}", websocket_url=f"ws://127.0.0.1:{port}{path}"),),
-        spool=config.Spool(durability="memory", max_events=2 * bound),
-        websocket=config.WebSocket(max_message_rate=0, dialect=dialect),
-        commands=config.Commands(max_rate=0, max_pending=bound),
-        heartbeat=config.Heartbeat(interval=0),
-        inventory=config.Inventory(interval=0),
-    )
-    return reactor, Manager(settings, reactor=reactor, **parts)
-
-
-def manager_sends(port: int, operations: int) -> Sample:
-    """Report results, kept in memory, until each has its receipt by barrier."""
-    reactor, manager = _manager(port, "/sink", "plain", operations + WARMING)
-    watch, samples = Watch(), []
-    output = "o" * 60
-    left = operations + WARMING
-
-    def some(_: object = None) -> None:
-        nonlocal left
-        if left == operations:
-            watch.start()
-        for _ in range(100):
-            manager.send_result(Result(command_id=f"c-{left:08}", output=output)).addErrback(failed)
-            left -= 1
-        reactor.callLater(0, some if left else drained)
-
-    def drained() -> None:
-        if manager.status().queue.events:
-            reactor.callLater(0, drained)
-            return
-        samples.append(watch.stop(operations))
-        reactor.stop()
-
-    def failed(failure: Any) -> None:
-        samples.append(failure)
-        reactor.stop()
-
-    manager.connect().addCallbacks(some, failed)
-    reactor.run()
-    return _sample(samples)
-
-
-def manager_takes_pushes(port: int, operations: int) -> Sample:
-    """Take messages that are the agent's own, which it is handed at once."""
-    watch, samples, came = Watch(), [], 0
-
-    def pushed(push: object) -> None:
-        nonlocal came
-        came += 1
-        if came == WARMING:
-            watch.start()
-        elif came == operations + WARMING:
-            samples.append(watch.stop(operations))
-            reactor.stop()
-
-    path = f"/flood?{operations + WARMING}&config_update"
-    reactor, manager = _manager(port, path, "auto", 1000, on_push=pushed)
-    manager.connect()
-    reactor.run()
-    return _sample(samples)
-
-
-def manager_takes_commands(port: int, operations: int) -> Sample:
-    """Take commands through the inbox, in memory, acknowledge them, and read them from the channel."""
-    watch, samples, came = Watch(), [], 0
-    reactor, manager = _manager(port, f"/flood?{operations + WARMING}&command", "auto", operations + WARMING)
-
-    async def read() -> None:
-        nonlocal came
-        await manager.started()
-        async for _ in manager.commands():
-            came += 1
-            if came == WARMING:
-                watch.start()
-            elif came == operations + WARMING:
-                samples.append(watch.stop(operations))
-                reactor.stop()
-                return
-
-    manager.connect()
-    Deferred.fromCoroutine(read()).addErrback(lambda failure: (samples.append(failure), reactor.stop()))
-    reactor.run()
-    return _sample(samples)
-
-
-def _sample(samples: list[Any]) -> Sample:
-    if not isinstance(samples[0], Sample):
-        samples[0].raiseException()
     return samples[0]

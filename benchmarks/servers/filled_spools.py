@@ -1,5 +1,6 @@
 """
-Spools on disk in which events wait, made once for all contenders and rounds: it takes longer than the work itself.
+Spools on disk in which events wait, made once for all contenders and rounds of a benchmark: to make them takes longer
+than the work itself.
 
 It says in which directory (``spools``) each of them has one with the number of its events as its name.
 """
