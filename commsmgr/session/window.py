@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence, Set
 from typing import Protocol
 
 
-class Message(Protocol):
+class Sendable(Protocol):
     """
     What the window needs to know of a message.
 
@@ -46,11 +46,6 @@ class Window:
         return len(self._entries)
 
     @property
-    def bytes(self) -> int:
-        """The size of all that is in flight."""
-        return self._bytes
-
-    @property
     def room(self) -> tuple[int, int]:
         """How many messages and how many bytes still fit; neither is ever negative."""
         return max(self._max_messages - len(self._entries), 0), max(self._max_bytes - self._bytes, 0)
@@ -66,7 +61,7 @@ class Window:
             return True
         return len(self._entries) < self._max_messages and self._bytes + size <= self._max_bytes
 
-    def add(self, messages: Sequence[Message]) -> None:
+    def add(self, messages: Sequence[Sendable]) -> None:
         """
         Note that messages were sent. The caller has asked :meth:`admits`.
 
