@@ -14,7 +14,7 @@ from commsmgr import config
 from commsmgr.errors import InvalidMessage, PeerViolation
 from commsmgr.interfaces import MachineSource
 from commsmgr.inventories import Inventories
-from commsmgr.losses import LossReports
+from commsmgr.loss_reports import LossReports
 from commsmgr.machine import Identity
 from commsmgr.messages import CommandEnvelope, Delivery, Heartbeat, HeartbeatAnswer, SystemHealth
 from commsmgr.observe.metrics import Metrics
