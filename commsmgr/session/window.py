@@ -46,6 +46,11 @@ class Window:
         return len(self._entries)
 
     @property
+    def bytes(self) -> int:
+        """The size of all that is in flight; the simulation holds it against the bound."""
+        return self._bytes
+
+    @property
     def room(self) -> tuple[int, int]:
         """How many messages and how many bytes still fit; neither is ever negative."""
         return max(self._max_messages - len(self._entries), 0), max(self._max_bytes - self._bytes, 0)
