@@ -37,8 +37,8 @@ from commsmgr.errors import CommsError, PeerViolation, RateExceeded, TransportEr
 from commsmgr.policy.rate import TokenBucket
 from commsmgr.transport.answer_head import MAX_HEAD_BYTES, SWITCHING_PROTOCOLS
 from commsmgr.transport.bare import BareProtocol
-from commsmgr.transport.frames import encode_frame, plain_texts
-from commsmgr.transport.handshake import KEY_BYTES, Request, clean, is_plainly_accepted, read_head, refusal
+from commsmgr.transport.frames import encode_frame, unfragmented_texts
+from commsmgr.transport.handshake import KEY_BYTES, UpgradeRequest, clean, is_plainly_accepted, read_head, refusal
 
 NO_STATUS: Final = 1005
 """What stands for the code of a close frame without one (RFC 6455 section 7.4.1)."""
@@ -60,7 +60,7 @@ _TEXT: Final = 1
 class ProtocolOwner(Protocol):
     """What a :class:`GuardedProtocol` tells, and asks, as it goes. None of these raises."""
 
-    def connected(self, protocol: GuardedProtocol) -> Request: ...
+    def connected(self, protocol: GuardedProtocol) -> UpgradeRequest: ...
 
     def opened(self) -> None: ...
 
@@ -205,7 +205,7 @@ class GuardedProtocol(BareProtocol):
         # autobahn's step, which it repeats while there is data. Plain messages before what is left to it are taken
         # here. Once it has failed the connection no message counts.
         if self.current_frame is None and not self.inside_message and not self.failedByMe:
-            payloads, taken = plain_texts(self.data, self.maxMessagePayloadSize)
+            payloads, taken = unfragmented_texts(self.data, self.maxMessagePayloadSize)
             if taken:
                 self.data = self.data[taken:]
                 self._frame_begun = True

@@ -1,9 +1,10 @@
 """
 The HTTP part of a WebSocket connection: what may stand in the request, and what the answer means (RFC 6455 section 4).
 
-A :class:`Request` writes itself; the rest are functions over the :class:`~commsmgr.transport.answer_head.Head` of an
-answer, or what is to become one. No I/O, and no clock. Whatever a backend, a proxy or a captive portal says is such a
-head or a typed error; nothing else is raised, and no more of it than a short sentence gets into an error.
+An :class:`UpgradeRequest` writes itself; the rest are functions over the head of an answer
+(:class:`~commsmgr.transport.answer_head.Head`), or what is to become one. No I/O, and no clock. Whatever a backend, a
+proxy or a captive portal says is such a head or a typed error; nothing else is raised, and no more of it than a short
+sentence gets into an error.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ KEY_BYTES: Final = 16
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
-class Request(Struct, frozen=True):
+class UpgradeRequest(Struct, frozen=True):
     """
     A request for the upgrade, but for what is new with each connection.
 
