@@ -27,7 +27,7 @@ from commsmgr.ids import IdSource
 from commsmgr.intake import Intake
 from commsmgr.inventories import Inventories
 from commsmgr.link import Link
-from commsmgr.losses import LossReports
+from commsmgr.loss_reports import LossReports
 from commsmgr.machine import Identity, machine_id
 from commsmgr.messages import HeartbeatAnswer, Push
 from commsmgr.observe.metrics import Metrics

@@ -14,7 +14,7 @@ from commsmgr import config
 from commsmgr.errors import InvalidMessage, PeerViolation
 from commsmgr.interfaces import MachineSource
 from commsmgr.inventories import Inventories
-from commsmgr.losses import LossReports
+from commsmgr.loss_reports import LossReports
 from commsmgr.machine import Identity
 from commsmgr.messages import CommandEnvelope, Delivery, Heartbeat, HeartbeatAnswer, SystemHealth
 from commsmgr.observe.metrics import Metrics
@@ -23,7 +23,7 @@ from commsmgr.policy.log_throttle import LogThrottle
 from commsmgr.requests import Requests
 from commsmgr.sanitise import Malformed
 from commsmgr.session.conversation import CommandArrived
-from commsmgr.session.wire import reader
+from commsmgr.session.wire import body_decoder
 from commsmgr.status import QueueStatus
 from commsmgr.transport.http import HTTPResponse
 
@@ -63,8 +63,8 @@ class Heartbeats:
         self._identity = identity
         self._machine = machine
         self._redact = redact
-        self._answers = reader(HeartbeatAnswer, whole)
-        self._commands = reader(CommandEnvelope, whole)
+        self._answers = body_decoder(HeartbeatAnswer, whole)
+        self._commands = body_decoder(CommandEnvelope, whole)
         self._requests = requests
         self._in_thread = in_thread
         self._seconds = seconds
@@ -148,7 +148,7 @@ class Heartbeats:
     def _take_commands(self, answer: HeartbeatAnswer) -> None:
         for raw in answer.commands:
             try:
-                command = self._commands.read(raw)
+                command = self._commands.decode(raw)
             except Malformed as error:
                 self._metrics.invalid(error.reason)
                 suppressed = self._throttle.allow(error.reason)
@@ -177,7 +177,7 @@ class Heartbeats:
         :raise PeerViolation: it is no such answer; a portal or a proxy says 200 to everything, and proves nothing.
         """
         try:
-            return self._answers.read(response.body)
+            return self._answers.decode(response.body)
         except Malformed as error:
             self._metrics.invalid(error.reason)
             raise PeerViolation(

@@ -8,22 +8,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 
-def rfc3339(seconds: Any, timespec: str = "milliseconds") -> str:
+def rfc3339(seconds: Any) -> str:
     """
-    Return a moment as RFC 3339 has it, in UTC.
+    Return a moment as RFC 3339 has it, in UTC, with the milliseconds that are over: it is never ahead of the clock.
 
     :param seconds: since the epoch.
     :raise ValueError: it is no moment, or none that has a date.
     """
     try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
-    except (TypeError, OverflowError, OSError) as error:
+        second, part = divmod(math.floor(seconds * 1000.0), 1000)
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"{seconds!r} has no date") from error
+    return f"{_date(second)}.{part:03}Z"
 
 
 class Timestamps:
     """
-    Tells the time as RFC 3339, to the millisecond.
+    Tells the time as :func:`rfc3339` does.
 
     Each message asks for it, and many do within a millisecond. The date is made once a second.
 
@@ -43,7 +44,7 @@ class Timestamps:
         if now != self._millisecond:
             second, part = divmod(now, 1000)
             if second != self._second:
-                self._date = rfc3339(second, "seconds").removesuffix("Z")
+                self._date = _date(second)
                 self._second = second
             self._text = f"{self._date}.{part:03}Z"
             self._millisecond = now
@@ -53,6 +54,13 @@ class Timestamps:
 def shown(seconds: float) -> str:
     """Return a moment for people; a machine's clock may be anywhere, and this must not fail for it."""
     try:
-        return rfc3339(seconds, "seconds")
-    except ValueError:
+        return f"{_date(math.floor(seconds))}Z"
+    except (ValueError, OverflowError):
         return f"{seconds} s"
+
+
+def _date(second: int) -> str:
+    try:
+        return datetime.fromtimestamp(second, UTC).replace(tzinfo=None).isoformat()
+    except (OverflowError, OSError) as error:
+        raise ValueError(f"{second} has no date") from error

@@ -27,7 +27,7 @@ from commsmgr.observe.metrics import Metrics
 from commsmgr.outgoing import encode_data
 from commsmgr.redact import Redactor
 from commsmgr.sanitise import Malformed
-from commsmgr.session.wire import reader
+from commsmgr.session.wire import body_decoder
 from commsmgr.spool import Entry, Lane, Outbox
 from commsmgr.transport.http import HTTPResponse
 
@@ -68,7 +68,7 @@ class Inventories:
         self._outbox = outbox
         self._settings = whole.inventory
         self._max_body_bytes = whole.delivery.max_body_bytes
-        self._answers = reader(InventoryAnswer, whole)
+        self._answers = body_decoder(InventoryAnswer, whole)
         self._redactor = redactor
         self._in_order = DeferredLock()
         self._in_thread = in_thread
@@ -147,7 +147,7 @@ class Inventories:
         self.last_accepted = self._timestamp()
         sent = msgspec.json.decode(entry.body, type=Inventory).checksum
         try:
-            received = self._answers.read(response.body).checksum_received
+            received = self._answers.decode(response.body).checksum_received
         except Malformed as error:
             self._metrics.invalid(error.reason)
             received = ""

@@ -44,6 +44,7 @@ from commsmgr.session.conversation import (
     SettingsArrived,
 )
 from commsmgr.session.window import Window
+from commsmgr.session.wire import result_frame
 from commsmgr.spool import Entry
 from commsmgr.waiters import Waiters
 
@@ -228,8 +229,7 @@ class OpenLink:
         """Send results, in this order. What does not get a receipt stays in the outbox."""
         if not len(self._window):
             self._liveness.sending()
-        frame = self._conversation.result
-        frames = [frame(entry.id, timestamp, entry.body) for entry in entries]
+        frames = [result_frame(entry.id, timestamp, entry.body) for entry in entries]
         self._window.add(entries)
         self._metrics.traffic("out", "websocket", sum(map(len, frames)))
         self._connection.send_many(frames)

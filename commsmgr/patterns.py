@@ -5,7 +5,8 @@ Python's matcher backtracks, cannot be interrupted, and keeps every other thread
 three bounds. An expression whose time can double with each character, or that can be tried in very many ways, is
 refused when the configuration is read. A long text is matched in windows, so that the others, which can be quadratic,
 meet a bounded length. And when the windows of one text have taken too long together, the rest of it is withheld:
-rather too little said than a secret.
+rather too little said than a secret. The forms that need no such care, being built in, are in
+:mod:`~commsmgr.redact`, which applies both.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Keeps secrets out of everything that a person may read, and makes foreign text s
 Two nets, because each has holes. What is known to be a secret (the bearer token, each time it is renewed) is replaced
 wherever it shows, in the spellings that quoting and escaping give it. What merely looks like one is recognised by the
 form around it: an Authorization field, a URL with a password, the value of a key whose name says so (``password=…``),
-and the patterns an operator sets.
+and the patterns an operator sets. The forms built in are here, each known to be linear; an operator's expression may
+be anything, and :mod:`~commsmgr.patterns` judges and bounds it.
 """
 
 from __future__ import annotations

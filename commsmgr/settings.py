@@ -25,7 +25,7 @@ from commsmgr import proxies
 from commsmgr.config import Auth, Config, Spool
 from commsmgr.errors import ConfigError
 from commsmgr.rules import TOKEN_SOURCES, broken, why
-from commsmgr.shape import Mistake, may_have_control_characters, mismatches, plain
+from commsmgr.shape import Mistake, may_have_control_characters, mismatches, to_builtins
 from commsmgr.urls import backend_name, http_target, listen_address, websocket_target
 
 __all__ = [
@@ -102,7 +102,7 @@ def check(
     :param token_provider: whether code supplies a token provider, which counts as a source of tokens.
     :raise ConfigError: something is wrong; ``others`` holds what else is.
     """
-    config = _convert(_said(config) if isinstance(config, Config) else plain(config), source)
+    config = _convert(_said(config) if isinstance(config, Config) else to_builtins(config), source)
     _raise_for(broken(config, environ, token_provider), source)
     return config
 
@@ -111,7 +111,7 @@ def _said(config: Config) -> dict[str, Any]:
     """Return as plain data what ``config`` says; the default sections are right, and all managers may share them."""
     defaults = _defaults()
     return {
-        name: plain(value)
+        name: to_builtins(value)
         for name in Config.__struct_fields__
         if (value := getattr(config, name)) is not defaults.get(name, msgspec.NODEFAULT)
     }

@@ -26,16 +26,16 @@ Mistake: TypeAlias = tuple[str, str]
 _SECRETS = re.compile(r"^(auth\.token(_command)?$|http\.headers|backends\[\d+\]\.(websocket_)?url$)")
 
 
-def plain(value: Any) -> Any:
+def to_builtins(value: Any) -> Any:
     """Return structs as mappings, all the way down, and everything else as it is."""
     if isinstance(value, msgspec.Struct):
         # Most of what a section holds is plain already.
         return {
-            key: item if isinstance(item, str | int | float) else plain(item)
+            key: item if isinstance(item, str | int | float) else to_builtins(item)
             for key, item in msgspec.structs.asdict(value).items()
         }
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_builtins(item) for item in value]
     return value
 
 

@@ -9,7 +9,7 @@ from twisted.internet.error import ConnectionDone
 
 from commsmgr import config
 from commsmgr.errors import PeerViolation, UpgradeRefused
-from commsmgr.transport.handshake import MAX_HEAD_BYTES
+from commsmgr.transport.answer_head import MAX_HEAD_BYTES
 from tests.websocket_kit import TEXT, MemoryTestCase, accept, frame
 
 LIMIT = 100_000

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("auth/",),
     (
         "liveness", "answers", "openlink", "link", "handlers", "backends", "requests", "posting", "delivery", "channel",
-        "intake", "losses", "results", "runner", "heartbeats", "inventories", "reporting", "schedules",
+        "intake", "loss_reports", "results", "runner", "heartbeats", "inventories", "reporting", "schedules",
     ),
     ("environment", "overview", "assembly", "service", "manager", "__init__"),
     ("systemd", "systemd_unit"),

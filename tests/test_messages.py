@@ -10,10 +10,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from commsmgr import messages
 from commsmgr.messages import CommandEnvelope, FromBackend, HeartbeatAnswer, Nack, ResultBody
 from commsmgr.sanitise import Malformed
-from commsmgr.session.wire import Reader
+from commsmgr.session.wire import BodyDecoder
 from tests.command_kit import command
 
-READER = Reader(Nack, max_bytes=1000, max_depth=3)
+DECODER = BodyDecoder(Nack, max_bytes=1000, max_depth=3)
 
 
 def decode(text: str, type: Any = FromBackend) -> Any:
@@ -31,9 +31,9 @@ class Wire(SynchronousTestCase):
     def test_ids(self) -> None:
         """An id is printable ASCII of 1 to 200 characters, for it is echoed into logs and a header."""
         for good in ("a", "x" * 200, "cmd_17 ~!"):
-            self.assertEqual(READER.read(msgspec.json.encode({"type": "nack", "id": good})).id, good)
+            self.assertEqual(DECODER.decode(msgspec.json.encode({"type": "nack", "id": good})).id, good)
         for bad in ("", "x" * 201, "a\n", "\n", "a\r\nb", "é", "\x7f", "\x00", 5, None):
-            error = self.assertRaises(Malformed, READER.read, msgspec.json.encode({"type": "nack", "id": bad}))
+            error = self.assertRaises(Malformed, DECODER.decode, msgspec.json.encode({"type": "nack", "id": bad}))
             self.assertEqual(error.reason, "bad-fields")
 
     def test_bounds(self) -> None:

@@ -293,7 +293,7 @@ def scenario(agent: Agent) -> None:
     turn()
     agent.send(1)
     turn()
-    agent.ask("report", "", lambda: agent.spool.losses.receipt("loss"))
+    agent.ask("report", "", lambda: agent.spool.losses.pending_report("loss"))
     turn()
     agent.ask("reported", "", lambda: agent.spool.losses.forget("loss"))
     turn()

@@ -20,7 +20,7 @@ from commsmgr.messages import CommandEnvelope, FromBackend, HeartbeatAnswer, Nac
 from commsmgr.outgoing import encode_data
 from commsmgr.sanitise import READ_AGAIN, REASONS, Malformed, scan
 from commsmgr.session import wire
-from commsmgr.session.wire import Decoder, Reader
+from commsmgr.session.wire import BodyDecoder, Decoder
 from tests.strategies import payloads
 
 bounded = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -132,10 +132,10 @@ class DuplicateTests(SynchronousTestCase):
 
     def test_same_name_in_two_places(self) -> None:
         """A name that may stand in two objects is no excuse for standing in one of them twice."""
-        reader = Reader(Whole, max_bytes=100, max_depth=3)
-        self.assertEqual(reader.read(b'{"part":{"note":""},"note":""}'), Whole(part=Part()))
+        decoder = BodyDecoder(Whole, max_bytes=100, max_depth=3)
+        self.assertEqual(decoder.decode(b'{"part":{"note":""},"note":""}'), Whole(part=Part()))
         for payload in (b'{"part":{"note":"","note":""}}', b'{"part":{},"note":"","note":""}'):
-            self.assertEqual(self.assertRaises(Malformed, reader.read, payload).reason, "duplicate-key")
+            self.assertEqual(self.assertRaises(Malformed, decoder.decode, payload).reason, "duplicate-key")
 
     def test_no_id(self) -> None:
         """Where it is the id that is there twice, or is none, nobody can be told."""
@@ -316,7 +316,7 @@ class FieldTests(SynchronousTestCase):
             if struct is FromBackend:
                 Decoder(FromBackend, max_bytes=4096, max_depth=9, **options).decode(payload, True)
             else:
-                Reader(struct, max_bytes=4096, max_depth=9, **options).read(payload)
+                BodyDecoder(struct, max_bytes=4096, max_depth=9, **options).decode(payload)
         except Malformed as error:
             self.assertTrue(str(error).isprintable())
             return error.reason
@@ -369,7 +369,7 @@ class FieldTests(SynchronousTestCase):
     def test_exact(self) -> None:
         """An integer of free data arrives to the last digit."""
         text = b'{"type":"command","id":"c","data":{"options":{"n":9007199254740993}}}'
-        read = Reader(CommandEnvelope, max_bytes=4096, max_depth=9).read(text)
+        read = BodyDecoder(CommandEnvelope, max_bytes=4096, max_depth=9).decode(text)
         self.assertEqual(read.data.options, {"n": 9007199254740993})
 
     def test_unknown_fields(self) -> None:

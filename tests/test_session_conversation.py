@@ -18,7 +18,6 @@ from commsmgr.messages import (
     LossReport,
     LossRow,
     Push,
-    ResultEnvelope,
 )
 from commsmgr.session.conversation import (
     Acked,
@@ -143,14 +142,6 @@ class BothDialects:
             self.assertIsInstance(event, Invalid)
             self.assertEqual(event.reason, reason)
         self.assertEqual(self.receive(ACK), [Registered()])
-
-    def test_result(self: Any) -> None:
-        """A result travels with the bytes that were stored."""
-        body = b'{"id": "r1",  "command_id":"cmd_1","status":"success"}'
-        decoder: Decoder[FromAgent] = Decoder(FromAgent, max_bytes=4096, max_depth=6)
-        envelope = decoder.decode(self.conversation.result("r1", "now", body), True)
-        assert isinstance(envelope, ResultEnvelope)
-        self.assertEqual((envelope.id, envelope.timestamp, bytes(envelope.data)), ("r1", "now", body))
 
 
 class PlainTests(BothDialects, _Tests):

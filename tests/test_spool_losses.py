@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from commsmgr import config
 from commsmgr.errors import NotRunning, SpoolError
-from commsmgr.spool import Lane, Loss, LossReceipt, Spool, schema
+from commsmgr.spool import Lane, Loss, PendingLossReport, Spool, schema
 from commsmgr.spool.lossbook import MAX_ROWS, LossBook
 from tests.link_kit import pass_time
 from tests.test_spool_memory import World
@@ -28,8 +28,8 @@ class LossWorld(World):
         for n in range(count):
             self.get(self.outbox.bury(self.get(self.event(f"{reason}-{n}", body)), reason))
 
-    def receipt(self, new_id: str) -> LossReceipt | None:
-        receipt: LossReceipt | None = self.get(self.spool.losses.receipt(new_id))
+    def receipt(self, new_id: str) -> PendingLossReport | None:
+        receipt: PendingLossReport | None = self.get(self.spool.losses.pending_report(new_id))
         return receipt
 
     def forget(self, id: str) -> None:
@@ -58,7 +58,7 @@ class ReceiptTests(SynchronousTestCase):
         world.clock.advance(5)
         world.lose("rejected: 404")
         first = world.receipt("r1")
-        self.assertEqual(first, LossReceipt("r1", [Loss("rejected", "note", 3, 1000.0, 1005.0)]))
+        self.assertEqual(first, PendingLossReport("r1", [Loss("rejected", "note", 3, 1000.0, 1005.0)]))
         world.lose("rejected")
         world.lose("expired")
         self.assertEqual((world.receipt("r2"), world.spool.losses.unreported), (first, 5))
@@ -68,7 +68,7 @@ class ReceiptTests(SynchronousTestCase):
         self.assertEqual(world.spool.losses.unreported, 2)
         self.assertEqual(
             world.receipt("r3"),
-            LossReceipt(
+            PendingLossReport(
                 "r3", [Loss("expired", "note", 1, 1005.0, 1005.0), Loss("rejected", "note", 1, 1005.0, 1005.0)]
             ),
         )
@@ -133,20 +133,20 @@ class ReceiptTests(SynchronousTestCase):
     def test_closed(self) -> None:
         """Nothing can be asked of a spool that is not open."""
         world = LossWorld()
-        self.failureResultOf(world.spool.losses.receipt("r1"), NotRunning)
+        self.failureResultOf(world.spool.losses.pending_report("r1"), NotRunning)
         self.failureResultOf(world.spool.losses.forget("r1"), NotRunning)
 
     def test_all_or_nothing(self) -> None:
         """A receipt that cannot be made leaves every loss where it was counted."""
         world = self.world()
         world.lose("rejected", 2)
-        real = LossBook.receipt
+        real = LossBook.pending_report
 
-        def failing(book: LossBook, new_id: str, now: float) -> LossReceipt | None:
+        def failing(book: LossBook, new_id: str, now: float) -> PendingLossReport | None:
             real(book, new_id, now)
             raise ValueError("just before the commit")
 
-        patch = self.patch(LossBook, "receipt", failing)
+        patch = self.patch(LossBook, "pending_report", failing)
         with self.assertRaises(SpoolError):
             world.receipt("r1")
         patch.restore()
@@ -186,17 +186,17 @@ class OnDiskTests(TestCase):
         await spool.close()
         spool = await self.spool()
         self.assertEqual(spool.losses.unreported, 1)
-        receipt = await spool.losses.receipt("r1")
+        receipt = await spool.losses.pending_report("r1")
         assert receipt is not None
         await self.lose(spool, "b")
         await spool.close()
         spool = await self.spool()
-        self.assertEqual((spool.losses.unreported, await spool.losses.receipt("r2")), (2, receipt))
+        self.assertEqual((spool.losses.unreported, await spool.losses.pending_report("r2")), (2, receipt))
         await spool.losses.forget("r1")
         await spool.close()
         spool = await self.spool()
         self.assertEqual(spool.losses.unreported, 1)
-        again = await spool.losses.receipt("r3")
+        again = await spool.losses.pending_report("r3")
         assert again is not None
         self.assertEqual((again.id, again.losses[0].count), ("r3", 1))
 
@@ -216,8 +216,8 @@ class OnDiskTests(TestCase):
         spool = await self.spool()
         self.assertEqual((spool.losses.unreported, spool.outbox.stats.dead_letters), (7, 1))
         self.assertEqual(
-            await spool.losses.receipt("r1"),
-            LossReceipt(
+            await spool.losses.pending_report("r1"),
+            PendingLossReport(
                 "r1",
                 [Loss("expired", "command_result", 4, 5.0, 6.0), Loss("refused", "command_result", 3, 10.0, 20.0)],
             ),
@@ -233,31 +233,31 @@ class OnDiskTests(TestCase):
         ):
             spool = await self.spool()
             await self.lose(spool, "a")
-            await spool.losses.receipt("r1")
+            await spool.losses.pending_report("r1")
             await spool.close()
             self.tamper(statement)
             spool = await self.spool()
-            receipt = await spool.losses.receipt("r2")
+            receipt = await spool.losses.pending_report("r2")
             assert receipt is not None
             self.assertEqual(
                 (receipt.id, [(each.reason, each.kind, each.count) for each in receipt.losses]),
                 ("r1", [("damaged", "loss_receipt", 1)]),
             )
             await spool.losses.forget("r1")
-            self.assertIsNone(await spool.losses.receipt("r2"))
+            self.assertIsNone(await spool.losses.pending_report("r2"))
             await spool.close()
 
     async def test_damaged_id(self) -> None:
         """An id that no backend could acknowledge any more gives way to another one, for good."""
         spool = await self.spool()
         await self.lose(spool, "a")
-        made = await spool.losses.receipt("r1")
+        made = await spool.losses.pending_report("r1")
         assert made is not None
         await spool.close()
         self.tamper("UPDATE loss_receipt SET id = CAST(x'72ff' AS TEXT)")
         spool = await self.spool()
         for new_id in ("r2", "r3"):
-            self.assertEqual(await spool.losses.receipt(new_id), LossReceipt("r2", made.losses))
+            self.assertEqual(await spool.losses.pending_report(new_id), PendingLossReport("r2", made.losses))
 
     async def test_damaged_counts(self) -> None:
         """Counts that no count can be, or a reason that is no text, never stop the reporting."""
@@ -272,9 +272,9 @@ class OnDiskTests(TestCase):
             await spool.close()
             self.tamper(statement)
             spool = await self.spool()
-            receipt = await spool.losses.receipt("r1")
+            receipt = await spool.losses.pending_report("r1")
             assert receipt is not None
             self.assertEqual((receipt.id, len(receipt.losses)), ("r1", 1), statement)
             await spool.losses.forget("r1")
-            self.assertIsNone(await spool.losses.receipt("r2"), statement)
+            self.assertIsNone(await spool.losses.pending_report("r2"), statement)
             await spool.close()

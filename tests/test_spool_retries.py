@@ -319,7 +319,7 @@ class InMemory(Retries):
         tried = self.asleep(MemoryError(), sqlite3.OperationalError("unable to open database"))
         waiting: list[Deferred[Any]] = [self.opened.outbox.forget([seq]) for seq in seqs[:1200]]
         waiting.append(self.opened.outbox.bury(seqs[1200], "refused: no"))
-        waiting.append(self.opened.losses.receipt("loss"))
+        waiting.append(self.opened.losses.pending_report("loss"))
         for _ in range(600):
             self.rewind()
             self.pass_time(0.1)

@@ -233,7 +233,7 @@ class Looking(Tools):
     def test_reported_losses(self) -> None:
         """Losses that are being reported are listed with the receipt's id, beside those that came since."""
         spool = self.open()
-        self.wait(spool.losses.receipt("l1"))
+        self.wait(spool.losses.pending_report("l1"))
         (seq,) = self.put(spool, "d4")
         self.wait(spool.outbox.bury(seq, "over-age"))
         self.close(spool)
@@ -623,7 +623,7 @@ class Requeueing(Tools):
     def test_reported(self) -> None:
         """A loss that the backend was told of, or is being told of, stays told; a later one is taken back."""
         spool = self.open()
-        self.wait(spool.losses.receipt("l1"))
+        self.wait(spool.losses.pending_report("l1"))
         self.now += 10
         (seq,) = self.put(spool, "d4")
         self.wait(spool.outbox.bury(seq, "refused: later"))

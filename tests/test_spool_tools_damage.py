@@ -65,7 +65,7 @@ class Damaging(Tools):
         self.patch(ballast, "SIZE", 4096)
         self.fill()
         spool = self.open()
-        self.wait(spool.losses.receipt("l1"))
+        self.wait(spool.losses.pending_report("l1"))
         (seq,) = self.put(spool, "d4")
         self.wait(spool.outbox.bury(seq, "over-age"))
         self.put(spool, "large", body=b"y" * 20_000)
@@ -196,7 +196,7 @@ class Fuzzed(Damaging):
             self.wait(spool.open())
             self.put(spool, "new")
             self.handed_out(spool)
-            self.wait(spool.losses.receipt("l2"))
+            self.wait(spool.losses.pending_report("l2"))
         except SpoolError:
             self.assertIn(files.beginning(str(self.database), wal.part), files.NOT_OURS)
         self.wait(spool.close())
@@ -257,7 +257,7 @@ class Rows(Damaging):
             spool = self.open()
             if table == "loss":
                 self.wait(spool.losses.forget("l1"))
-            receipt = self.wait(spool.losses.receipt("l2"))
+            receipt = self.wait(spool.losses.pending_report("l2"))
             self.assertEqual(receipt.id, "l2")
             self.assertEqual(len(receipt.losses), 2)
             if table == "loss":

@@ -22,10 +22,10 @@ from commsmgr.errors import (
     TransportError,
 )
 from commsmgr.proxies import Proxy
+from commsmgr.transport.answer_head import MAX_HEAD_BYTES
 from commsmgr.transport.dialer import Dialer
 from commsmgr.transport.peer import TLSFacts
 from commsmgr.transport.proxy import password_of
-from commsmgr.transport.proxy_connect import MAX_HEAD_BYTES
 from commsmgr.urls import Target
 from tests.certificates import Authority
 from tests.loopback import FixedResolver, ReactorWith, Recorder, Recording, listen

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr.transport.proxy_connect import MAX_HEAD_BYTES, Answer, authority, basic, read_answer, refusal, request
+from commsmgr.transport.answer_head import MAX_HEAD_BYTES, Head
+from commsmgr.transport.proxy_connect import authority, basic, is_success, read_answer, refusal, request, schemes
 
 
-def read(data: bytes) -> Answer:
+def read(data: bytes) -> Head:
     """Return the answer in ``data``, which is complete."""
     answer = read_answer(data)
     assert answer is not None, data
@@ -50,8 +51,8 @@ class Answers(SynchronousTestCase):
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
         ):
             answer = read(data + b"more")
-            self.assertTrue(answer.success, data)
-            self.assertEqual(answer.length, len(data))
+            self.assertTrue(is_success(answer), data)
+            self.assertEqual(answer.end, len(data))
 
     def test_piecemeal(self) -> None:
         """An answer is incomplete until its very last byte is there."""
@@ -64,11 +65,27 @@ class Answers(SynchronousTestCase):
         """Interim answers are skipped, but 101 is none here; they count towards the limit."""
         interim = b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n"
         answer = read(b"HTTP/1.1 100 Continue\r\n\r\n" + interim + b"HTTP/1.1 200 OK\r\n\r\n")
-        self.assertTrue(answer.success)
+        self.assertTrue(is_success(answer))
         self.assertIsNone(read_answer(interim))
         self.assertEqual(read(b"HTTP/1.1 101 Switching\r\n\r\n").status, 101)
         error = self.assertRaises(ValueError, read_answer, interim * (MAX_HEAD_BYTES // len(interim) + 1))
         self.assertIn("more than 16384 bytes", str(error))
+
+    def test_first_of_repeated(self) -> None:
+        """Of a repeated field the first counts, and a line without a colon is none."""
+        error = refusal(
+            "A",
+            read(b"HTTP/1.1 503 No\r\nRetry-After\r\nRetry-After: 1\r\nRetry-After: 2\r\n\r\n"),
+            credentials=False,
+            now=0,
+        )
+        self.assertEqual(error.retry_after, 1.0)
+
+    def test_bare_carriage_returns(self) -> None:
+        """One that ends no line is part of it, in the last line of a head as in any other."""
+        for head in (b"HTTP/1.1 200\r\r\n\r\n", b"HTTP/1.1 200\r\r\nA: b\r\n\r\n"):
+            self.assertRaises(ValueError, read_answer, head)
+        self.assertEqual(read(b"HTTP/1.1 200 OK\r\nA: b\r\r\n\r\n").headers, {"a": "b?"})
 
     def test_no_http(self) -> None:
         """What is not HTTP is known by its first bytes, and shown in one printable line."""
@@ -105,9 +122,9 @@ class Answers(SynchronousTestCase):
             head = (
                 b"HTTP/1.1 407 No\r\n" + b"".join(b"Proxy-Authenticate: %s\r\n" % field for field in fields) + b"\r\n"
             )
-            self.assertEqual(read(head).schemes, expected, fields)
+            self.assertEqual(schemes(read(head)), expected, fields)
         many = b"".join(b"Proxy-Authenticate: Scheme%d\r\n" % number for number in range(100))
-        self.assertEqual(len(read(b"HTTP/1.1 407 No\r\n" + many + b"\r\n").schemes), 8)
+        self.assertEqual(len(schemes(read(b"HTTP/1.1 407 No\r\n" + many + b"\r\n"))), 8)
 
 
 class Refusals(SynchronousTestCase):

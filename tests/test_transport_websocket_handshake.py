@@ -5,7 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from commsmgr.errors import PeerViolation, TokenError, UpgradeRefused
-from commsmgr.transport.handshake import MAX_HEAD_BYTES, check_headers, is_interim, read_head, refusal
+from commsmgr.transport.answer_head import MAX_HEAD_BYTES
+from commsmgr.transport.handshake import check_headers, clean, read_head, refusal
 
 
 class ReadHeadTests(SynchronousTestCase):
@@ -19,7 +20,7 @@ class ReadHeadTests(SynchronousTestCase):
         head = read_head(data + b"body")
         assert head is not None
         self.assertEqual((head.status, head.reason, head.headers), (403, "Forbidden", {"a": "b"}))
-        self.assertEqual(head.length, len(data))
+        self.assertEqual(head.end, len(data))
 
     def test_status_lines(self) -> None:
         """Any version of HTTP counts, and the reason may be missing."""
@@ -50,7 +51,7 @@ class ReadHeadTests(SynchronousTestCase):
         """The head for autobahn has CRLF line ends and printable ASCII, one line for each that came."""
         head = read_head(b"HTTP/1.0 101 S\xc3\xa9\nA: \xff\x85\x0b\x1cx\nA: 2\nnonsense\n\nrest")
         assert head is not None
-        self.assertEqual(head.clean, b"HTTP/1.1 101\r\nA: ????x\r\nA: 2\r\nnonsense\r\n\r\n")
+        self.assertEqual(clean(head), b"HTTP/1.1 101\r\nA: ????x\r\nA: 2\r\nnonsense\r\n\r\n")
         self.assertEqual(head.headers, {"a": "????x"})
 
     def test_interim(self) -> None:
@@ -58,7 +59,7 @@ class ReadHeadTests(SynchronousTestCase):
         for status, expected in ((100, True), (103, True), (199, True), (101, False), (200, False)):
             head = read_head(b"HTTP/1.1 %d x\r\n\r\n" % status)
             assert head is not None
-            self.assertIs(is_interim(head), expected)
+            self.assertIs(head.is_interim, expected)
 
 
 class RefusalTests(SynchronousTestCase):

@@ -16,7 +16,7 @@ from twisted.internet.error import ConnectionDone
 from commsmgr import config
 from commsmgr.transport import guarded
 from commsmgr.transport.bare import BareProtocol
-from commsmgr.transport.handshake import Request, is_plainly_accepted
+from commsmgr.transport.handshake import UpgradeRequest, is_plainly_accepted
 from tests.websocket_kit import TEXT, MemoryTestCase, accept, close_frame, frame
 
 PLAIN: tuple[bytes, ...] = (
@@ -150,7 +150,7 @@ class AnswerTests(MemoryTestCase):
 class RequestTests(MemoryTestCase):
     """The request for the upgrade."""
 
-    def autobahn(self, request: Request, offers: list[Any]) -> bytes:
+    def autobahn(self, request: UpgradeRequest, offers: list[Any]) -> bytes:
         """Return the request that autobahn writes."""
         written: list[bytes] = []
         protocol: Any = BareProtocol()

@@ -26,7 +26,7 @@ from commsmgr import config
 from commsmgr.errors import ClosedByPeer, NotRunning, PeerViolation
 from commsmgr.transport import guarded
 from commsmgr.transport.connection import CLOSE_WITHIN, Connection
-from commsmgr.transport.frames import plain_texts
+from commsmgr.transport.frames import unfragmented_texts
 from tests.fuzz import rfc6455
 from tests.websocket_kit import (
     BINARY,
@@ -127,7 +127,7 @@ class ConformanceTestCase(MemoryTestCase):
         """Let plain frames take their short way, or leave them to autobahn like all others."""
         patcher = MonkeyPatcher()
         if not short:
-            patcher.addPatch(guarded, "plain_texts", lambda data, limit: ([], 0))
+            patcher.addPatch(guarded, "unfragmented_texts", lambda data, limit: ([], 0))
         patcher.patch()
         try:
             yield
@@ -667,13 +667,13 @@ class ShortWayTests(ConformanceTestCase):
     def test_taken(self) -> None:
         """What is plain is taken without autobahn; a test that compared autobahn with itself would show nothing."""
         sent = STREAMS["plain ones"]
-        payloads, taken = plain_texts(sent + frame(PING) + sent, 130)
+        payloads, taken = unfragmented_texts(sent + frame(PING) + sent, 130)
         self.assertEqual((len(payloads), taken), (4, len(sent)))
         left = (frame(PING), frame(BINARY, b"a"), frame(TEXT, b"a", fin=False), frame(TEXT, b"\xff"))
         for first in left:
-            self.assertEqual(plain_texts(first + sent, 130), ([], 0), first)
-        self.assertEqual(plain_texts(b"\x81", 130), ([], 0))
-        self.assertEqual(plain_texts(b"", 130), ([], 0))
+            self.assertEqual(unfragmented_texts(first + sent, 130), ([], 0), first)
+        self.assertEqual(unfragmented_texts(b"\x81", 130), ([], 0))
+        self.assertEqual(unfragmented_texts(b"", 130), ([], 0))
 
     def test_ended_in_between(self) -> None:
         """A handler that drops the connection, closes it or fails hears of no more of the packet than with autobahn."""

@@ -33,7 +33,7 @@ from commsmgr.messages import (
     ResultEnvelope,
 )
 from commsmgr.sanitise import Malformed
-from commsmgr.session.wire import Decoder, Reader, encode
+from commsmgr.session.wire import BodyDecoder, Decoder, encode
 
 DUPLICATE_MACHINE = 4409
 """Close code for a WebSocket whose machine has registered on another one: two agents bear one machine_id."""
@@ -78,7 +78,7 @@ class V1Conversation:
         self._close = close
         self._abort = abort
         self._decoder: Decoder[FromAgent] = Decoder(FromAgent, max_bytes=max_bytes, max_depth=_MAX_DEPTH)
-        self._results = Reader(ResultBody, max_bytes=max_bytes, max_depth=_MAX_DEPTH)
+        self._results = BodyDecoder(ResultBody, max_bytes=max_bytes, max_depth=_MAX_DEPTH)
         self._batch: list[tuple[ResultBody, bytes]] = []
         self._timers: set[IDelayedCall] = set()
         self.machine_id = ""
@@ -148,7 +148,7 @@ class V1Conversation:
     def _result(self, message: ResultEnvelope) -> None:
         raw = bytes(message.data)
         try:
-            body = self._results.read(raw)
+            body = self._results.decode(raw)
         except Malformed as error:
             self._malformed(Malformed(error.reason, error.detail, id=message.id))
             return

@@ -20,7 +20,14 @@ Series: TypeAlias = dict[tuple[str, ...], float]
 
 
 class Family(Struct):
-    """A counter or a gauge: one number for each combination of label values."""
+    """
+    A counter or a gauge: one number for each combination of label values.
+
+    :ivar family: what a scrape makes of it.
+    :ivar text: its help.
+    :ivar labels: their names.
+    :ivar values: by the labels' values, in the same order.
+    """
 
     family: type[CounterMetricFamily] | type[GaugeMetricFamily]
     name: str
@@ -47,7 +54,7 @@ class Family(Struct):
 class Histogram:
     """Durations in seconds: per combination of label values the count of each bucket, the last one without bound."""
 
-    def __init__(self, name: str, text: str, bounds: tuple[float, ...], *labels: str) -> None:
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...], labels: tuple[str, ...]) -> None:
         self._name = name
         self._text = text
         self._bounds = bounds

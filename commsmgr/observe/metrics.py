@@ -140,12 +140,12 @@ class Metrics:
             gauge, "certificate_expiry_timestamp_seconds", "When the backend's certificate expires.", ("backend",)
         )
         self._requests = Histogram(
-            "request_seconds", "Whole HTTP exchanges, retries apart.", _REQUEST_BUCKETS, "route", "outcome"
+            "request_seconds", "Whole HTTP exchanges, retries apart.", _REQUEST_BUCKETS, ("route", "outcome")
         )
         self._commands = Histogram(
-            "command_seconds", "Commands, from being offered to their result.", _COMMAND_BUCKETS, "status"
+            "command_seconds", "Commands, from being offered to their result.", _COMMAND_BUCKETS, ("status",)
         )
-        self._plain = (
+        self._families = (
             self._connected,
             self._connections,
             self._reconnects,
@@ -268,7 +268,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield all families as they stand."""
-        for family in self._plain:
+        for family in self._families:
             yield family.collect()
         now = self._seconds()
         since: Series = {(backend,): max(0.0, now - at) for backend, at in self._receipts.copy().items()}

@@ -4,6 +4,10 @@ How long to wait before trying again: full jitter, applied after the cap.
 The wait is uniform between nothing and a bound that doubles with each attempt. Spreading over the whole range, and not
 by a few percent around a point, is what keeps the agents of a fleet apart when their backend comes back for all of
 them at once; applying it after the cap is what keeps them apart when all have reached the cap.
+
+Other waits: :mod:`~commsmgr.policy.reconnect` says which bounds and floor an ended connection gets, and asks here;
+``RETRY_AFTER`` in :mod:`commsmgr.spool.store` and ``FIRST_PAUSE`` in :mod:`commsmgr.spool.patience` double without
+jitter, for a machine's disk is its own; ``DELAY_AFTER_FAULT`` in :mod:`commsmgr.transport.websocket` follows a defect.
 """
 
 from __future__ import annotations

@@ -29,7 +29,6 @@ class Barrier:
     :param every_messages: a ping is due after this many messages.
     :param every_bytes: or after this many bytes of messages.
     :raise ValueError: the nonce is empty or leaves no room for the counter.
-    :ivar strays: how many pongs came that answer no ping that waits.
     """
 
     def __init__(self, nonce: bytes, *, every_messages: int = 100, every_bytes: int = 65536) -> None:
@@ -43,7 +42,6 @@ class Barrier:
         self._unpinged_bytes = 0
         # Few; and an empty deque would be the largest part of a link that is idle.
         self._batches: list[tuple[int, list[str]]] = []
-        self.strays = 0
 
     @property
     def oldest_unanswered(self) -> int | None:
@@ -90,7 +88,6 @@ class Barrier:
         """
         nonce, counter = payload[:-_COUNTER_BYTES], int.from_bytes(payload[-_COUNTER_BYTES:], "big")
         if nonce != self._nonce or not self._batches or not self._batches[0][0] <= counter <= self._last_ping:
-            self.strays += 1
             return None
         receipted: list[str] = []
         while self._batches and self._batches[0][0] <= counter:

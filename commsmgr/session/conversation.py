@@ -46,7 +46,7 @@ from commsmgr.messages import (
 )
 from commsmgr.redact import single_line
 from commsmgr.sanitise import Malformed
-from commsmgr.session.wire import Decoder, command_digest, encode, result_frame
+from commsmgr.session.wire import Decoder, command_digest, encode
 
 _Plain: TypeAlias = RegistrationAck | CommandEnvelope | Ping | Pong
 
@@ -211,8 +211,6 @@ class Conversation:
         if self._v1:
             return []
         return self._registered(_Input.WAIT_ELAPSED, RegistrationAckData())
-
-    result = staticmethod(result_frame)
 
     def loss_receipt(self, report: LossReport) -> bytes:
         """Return the payload that says what was given up; commsmgr.v1 only."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence, Set
 from typing import Protocol
 
 
-class Message(Protocol):
+class Sendable(Protocol):
     """
     What the window needs to know of a message.
 
@@ -47,7 +47,7 @@ class Window:
 
     @property
     def bytes(self) -> int:
-        """The size of all that is in flight."""
+        """The size of all that is in flight; the simulation holds it against the bound."""
         return self._bytes
 
     @property
@@ -66,7 +66,7 @@ class Window:
             return True
         return len(self._entries) < self._max_messages and self._bytes + size <= self._max_bytes
 
-    def add(self, messages: Sequence[Message]) -> None:
+    def add(self, messages: Sequence[Sendable]) -> None:
         """
         Note that messages were sent. The caller has asked :meth:`admits`.
 

@@ -2,9 +2,9 @@
 Between bytes and envelopes: what came is checked before anybody looks at it, what leaves is encoded in one place.
 
 What is checked, in which order and under which name, says :mod:`commsmgr.sanitise`. Here it is applied: to messages
-over WebSocket by a :class:`Decoder`, to bodies of HTTP answers by a :class:`Reader`. Decoding into the union of known
-types takes one pass. Only when that fails are ``type`` and ``id`` read alone, to tell an unknown type, which is no
-mistake but a push, from a known one with wrong fields.
+over WebSocket by a :class:`Decoder`, to bodies of HTTP answers by a :class:`BodyDecoder`. Decoding into the union of
+known types takes one pass. Only when that fails are ``type`` and ``id`` read alone, to tell an unknown type, which is
+no mistake but a push, from a known one with wrong fields.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _id_in(raw: Raw) -> str | None:
     return text if text is not None and text.isascii() else None
 
 
-class Reader(Generic[T]):
+class BodyDecoder(Generic[T]):
     """
     Takes JSON objects of one type from a peer who may send anything.
 
@@ -75,7 +75,7 @@ class Reader(Generic[T]):
         self._max_depth = max_depth
         self._refuse_unknown = refuse_unknown
 
-    def read(self, payload: bytes | Raw) -> T:
+    def decode(self, payload: bytes | Raw) -> T:
         """
         Return what is in ``payload``.
 
@@ -194,10 +194,10 @@ def decoder(whole: Config) -> Decoder[FromBackend]:
     return _decoder(FromBackend, limits.max_message_bytes, limits.max_depth, whole.messages.unknown_fields == "refuse")
 
 
-def reader(type: type[T], whole: Config) -> Reader[T]:
+def body_decoder(type: type[T], whole: Config) -> BodyDecoder[T]:
     """Return what reads bodies of answers over HTTP, within the same bounds as messages over WebSocket."""
     refuse_unknown = whole.messages.unknown_fields == "refuse"
-    return _reader(type, whole.http.max_response_bytes, whole.websocket.max_depth, refuse_unknown)
+    return _body_decoder(type, whole.http.max_response_bytes, whole.websocket.max_depth, refuse_unknown)
 
 
 # A decoder does not change once it is made, and to look at the types takes milliseconds: all managers of a process, and
@@ -208,8 +208,8 @@ def _decoder(union: object, max_bytes: int, max_depth: int, refuse_unknown: bool
 
 
 @lru_cache(maxsize=64)
-def _reader(type: type[T], max_bytes: int, max_depth: int, refuse_unknown: bool) -> Reader[T]:
-    return Reader(type, max_bytes=max_bytes, max_depth=max_depth, refuse_unknown=refuse_unknown)
+def _body_decoder(type: type[T], max_bytes: int, max_depth: int, refuse_unknown: bool) -> BodyDecoder[T]:
+    return BodyDecoder(type, max_bytes=max_bytes, max_depth=max_depth, refuse_unknown=refuse_unknown)
 
 
 class _OldResult(Struct):

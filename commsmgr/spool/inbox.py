@@ -123,7 +123,17 @@ class Inbox:
         expires_at = None if ttl is None else now + ttl
         self._may_have_finished = True
         self._completed += 1
-        job = Complete(self, self._outbox, key, command_id, status, result_id, body, now, expires_at)
+        job = Complete(
+            self,
+            self._outbox,
+            key=key,
+            command_id=command_id,
+            status=status,
+            result_id=result_id,
+            body=body,
+            now=now,
+            expires_at=expires_at,
+        )
         return self._store.submit(job)
 
     def completed(self, key: int | None, size: int) -> None:

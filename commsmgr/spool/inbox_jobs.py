@@ -127,6 +127,7 @@ class Complete(Job):
         self,
         inbox: Inbox,
         outbox: Outbox,
+        *,
         key: int | None,
         command_id: str,
         status: str,

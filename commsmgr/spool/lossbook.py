@@ -3,7 +3,7 @@ The statements about losses: what was given up and the backend was not told yet.
 
 Losses are counted by reason and kind in ``loss``. To be reported they move, all at once and in one transaction, into
 the single row of ``loss_receipt``, which has an id and stays until the backend has acknowledged that id. What is lost
-meanwhile is counted in ``loss`` again and waits for the next receipt. So no loss is in two receipts, and a receipt has
+meanwhile is counted in ``loss`` again and waits for the next report. So no loss is in two reports, and a report has
 the same id and the same content however often it must be sent.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from commsmgr.spool.faults import lenient
-from commsmgr.spool.records import MAX_NUMBER, Loss, LossReceipt, Reason
+from commsmgr.spool.records import MAX_NUMBER, Loss, PendingLossReport, Reason
 
 MAX_ROWS: Final = 32
 """Rows of ``loss``; beyond them losses count under the reason ``other``, which is one row more for each kind."""
@@ -40,7 +40,7 @@ def _loss(row: tuple[Any, ...]) -> Loss | None:
 
 
 def reported(body: Any) -> list[Loss] | None:
-    """Return the losses in the body of a receipt, None when it is damaged."""
+    """Return the losses in the body of a report, None when it is damaged."""
     try:
         losses = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
@@ -77,7 +77,7 @@ class LossBook:
         """
         What was counted at ``counted_at`` is no loss after all.
 
-        :return: whether it could be taken off the books; otherwise a receipt has told, or is about to tell, of it.
+        :return: whether it could be taken off the books; otherwise a report has told, or is about to tell, of it.
         """
         for name in (reason.partition(":")[0][:64], Reason.OTHER):
             taken = self._db.execute(
@@ -88,9 +88,9 @@ class LossBook:
                 return True
         return False
 
-    def receipt(self, new_id: str, now: float) -> LossReceipt | None:
+    def pending_report(self, new_id: str, now: float) -> PendingLossReport | None:
         """
-        Return the receipt that is outstanding, or else make one of what was counted.
+        Return the report that is outstanding, or else make one of what was counted.
 
         :param new_id: the id of one that is made now.
         :return: None when nothing was lost.
@@ -105,16 +105,16 @@ class LossBook:
             row = new_id, msgspec.json.encode([loss or unknown for _, loss in rows])
             self._db.execute("INSERT INTO loss_receipt (one, id, body) VALUES (1, ?, ?)", row)
             self._db.execute("DELETE FROM loss")
-        receipt_id, body = row
-        if not (isinstance(receipt_id, str) and receipt_id.isascii() and receipt_id.isprintable()):
+        report_id, body = row
+        if not (isinstance(report_id, str) and report_id.isascii() and report_id.isprintable()):
             # A flipped bit; no backend could acknowledge that.
-            receipt_id = new_id
-            self._db.execute("UPDATE loss_receipt SET id = ?", (receipt_id,))
+            report_id = new_id
+            self._db.execute("UPDATE loss_receipt SET id = ?", (report_id,))
         losses = reported(body)
         if losses is None:
             # What was lost is no longer known, but that something was.
             losses = [Loss(Reason.DAMAGED, "loss_receipt", 1, now, now)]
-        return LossReceipt(receipt_id, losses)
+        return PendingLossReport(report_id, losses)
 
     def mend(self, now: float) -> int:
         """Put one loss of unknown kind in the place of each row that is damaged; return how many those are."""
@@ -129,7 +129,7 @@ class LossBook:
         return bad
 
     def forget(self, id: str) -> int:
-        """The backend knows of this receipt; another id changes nothing. Return how many losses it was not told of."""
+        """The backend knows of this report; another id changes nothing. Return how many losses it was not told of."""
         self._db.execute("DELETE FROM loss_receipt WHERE id = ?", (id,))
         (left,) = self._db.execute("SELECT total(n) FROM loss WHERE typeof(n) = 'integer'").fetchone()
         return int(left)

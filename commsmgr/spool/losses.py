@@ -1,4 +1,8 @@
-"""What was given up, until the backend has been told: counted durably, reported in one receipt at a time."""
+"""
+What was given up, until the backend has been told: counted durably, reported one report at a time.
+
+The jobs for the writer; their statements are in :mod:`.lossbook`. :mod:`commsmgr.loss_reports` sends what is pending.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from twisted.logger import Logger
 
 from commsmgr.spool.batch import Outcome
 from commsmgr.spool.books import Books
-from commsmgr.spool.records import LossReceipt
+from commsmgr.spool.records import PendingLossReport
 from commsmgr.spool.store import Job, Store
 
 
@@ -18,7 +22,7 @@ class Losses:
     Made by :class:`commsmgr.spool.Spool`. Both Deferreds fire after the commit, and wait as long as the disk fails;
     cancelling one undoes nothing. They fail with NotRunning unless the spool is open.
 
-    :ivar unreported: how many losses no acknowledged receipt has told of, as of the last commit.
+    :ivar unreported: how many losses no acknowledged report has told of, as of the last commit.
     :ivar on_change: called after :attr:`unreported` changed.
     """
 
@@ -34,17 +38,17 @@ class Losses:
         """Use ``store``; called once, by the spool."""
         self._store = store
 
-    def receipt(self, new_id: str) -> Deferred[LossReceipt | None]:
+    def pending_report(self, new_id: str) -> Deferred[PendingLossReport | None]:
         """
-        Return the outstanding receipt, across restarts the same one; without one, make it of all that was counted.
+        Return the outstanding report, across restarts the same one; without one, make it of all that was counted.
 
         :param new_id: the id of one that has to be made.
         :return: None when nothing was lost that the backend does not know.
         """
-        return self._store.submit(_Receipt(new_id, self._wall()))
+        return self._store.submit(_PendingReport(new_id, self._wall()))
 
     def forget(self, id: str) -> Deferred[None]:
-        """Take note that the backend knows this receipt, or never will; an unknown id is ignored."""
+        """Take note that the backend knows this report, or never will; an unknown id is ignored."""
         return self._store.submit(_Forget(id))
 
     def after_batch(self, outcome: Outcome) -> None:
@@ -56,7 +60,7 @@ class Losses:
                     self.on_change()
 
 
-class _Receipt(Job):
+class _PendingReport(Job):
     __slots__ = ("new_id", "now")
     essential = True
     persistent = True
@@ -64,9 +68,9 @@ class _Receipt(Job):
     def __init__(self, new_id: str, now: float) -> None:
         self.new_id, self.now = new_id, now
 
-    def work(self, books: Books) -> LossReceipt | None:
+    def work(self, books: Books) -> PendingLossReport | None:
         with books.lenient():
-            return books.lossbook.receipt(self.new_id, self.now)
+            return books.lossbook.pending_report(self.new_id, self.now)
 
 
 class _Forget(Job):

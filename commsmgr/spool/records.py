@@ -139,8 +139,8 @@ class Loss(Struct, frozen=True):
     last_at: Instant
 
 
-class LossReceipt(Struct, frozen=True):
-    """What the backend has to be told of at once, and will be until it has acknowledged this ``id``."""
+class PendingLossReport(Struct, frozen=True):
+    """What the backend has to be told in one report, until it has acknowledged this ``id``."""
 
     id: str
     losses: list[Loss]

@@ -11,4 +11,6 @@ what comes.
 
 The WebSocket is ``websocket``, which connects again and again (by a ``connector``): one ``attempt`` has its
 ``handshake``, and what comes of it is a ``connection``, over autobahn's protocol, which is ``guarded``.
+
+The answers to an upgrade and to a CONNECT are read by ``answer_head``.
 """

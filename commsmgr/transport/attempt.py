@@ -47,7 +47,7 @@ from commsmgr.errors import (
 )
 from commsmgr.transport.connection import CLOSE_WITHIN, Connection, WebSocketHandler
 from commsmgr.transport.guarded import FLOODED, GuardedProtocol
-from commsmgr.transport.handshake import Request
+from commsmgr.transport.handshake import UpgradeRequest
 
 LAST_WORDS: Final = 2.0
 """Seconds in which what a peer sent before it sent too much may still be acknowledged."""
@@ -102,7 +102,7 @@ class Attempt:
         handler: WebSocketHandler,
         settings: WebSocket,
         *,
-        request: Callable[[Mapping[str, str]], Request],
+        request: Callable[[Mapping[str, str]], UpgradeRequest],
         connector: Callable[[float], IConnector],
         stable: Callable[[], None],
         over: Callable[[Connection | None, CommsError], None],
@@ -118,7 +118,7 @@ class Attempt:
         self._timer: IDelayedCall | None = None
         self._error: CommsError | None = None
         self._pending: Deferred[Mapping[str, str]] | None = None
-        self._request: Request | None = None
+        self._request: UpgradeRequest | None = None
         self._connector: IConnector | None = None
         self._protocol: GuardedProtocol | None = None
         self._connection: Connection | None = None
@@ -185,7 +185,7 @@ class Attempt:
             error = TokenError(f"the headers of the upgrade request could not be had: {type(error).__name__}")
         self.drop(error)
 
-    def connected(self, protocol: GuardedProtocol) -> Request:
+    def connected(self, protocol: GuardedProtocol) -> UpgradeRequest:
         """The transport is there; return the request to send."""
         assert self._request is not None
         if self._enter(Phase.UPGRADING):

@@ -66,6 +66,7 @@ class BareProtocol(WebSocketClientProtocol):
     acceptMaskedServerFrames = False
     failByDrop = False
     echoCloseCodeReason = True
+    # Only autobahn's connectionMade reads it. Nagle's algorithm is turned off in transport/layers, for all connections.
     tcpNoDelay = True
     autoFragmentSize = 0
     openHandshakeTimeout = closeHandshakeTimeout = serverConnectionDropTimeout = 0

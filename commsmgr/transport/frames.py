@@ -25,7 +25,7 @@ _head_beyond = Struct("!BBQ4s").pack
 _LONG_INTEGER: Final = 1500
 
 
-def plain_texts(data: bytes, limit: int) -> tuple[list[bytes], int]:
+def unfragmented_texts(data: bytes, limit: int) -> tuple[list[bytes], int]:
     """
     Take the text messages off the beginning of ``data`` that are plain frames of a server (not masked).
 

@@ -35,18 +35,10 @@ from twisted.python.failure import Failure
 
 from commsmgr.errors import CommsError, PeerViolation, RateExceeded, TransportError
 from commsmgr.policy.rate import TokenBucket
+from commsmgr.transport.answer_head import MAX_HEAD_BYTES, SWITCHING_PROTOCOLS
 from commsmgr.transport.bare import BareProtocol
-from commsmgr.transport.frames import encode_frame, plain_texts
-from commsmgr.transport.handshake import (
-    KEY_BYTES,
-    MAX_HEAD_BYTES,
-    SWITCHING_PROTOCOLS,
-    Request,
-    is_interim,
-    is_plainly_accepted,
-    read_head,
-    refusal,
-)
+from commsmgr.transport.frames import encode_frame, unfragmented_texts
+from commsmgr.transport.handshake import KEY_BYTES, UpgradeRequest, clean, is_plainly_accepted, read_head, refusal
 
 NO_STATUS: Final = 1005
 """What stands for the code of a close frame without one (RFC 6455 section 7.4.1)."""
@@ -68,7 +60,7 @@ _TEXT: Final = 1
 class ProtocolOwner(Protocol):
     """What a :class:`GuardedProtocol` tells, and asks, as it goes. None of these raises."""
 
-    def connected(self, protocol: GuardedProtocol) -> Request: ...
+    def connected(self, protocol: GuardedProtocol) -> UpgradeRequest: ...
 
     def opened(self) -> None: ...
 
@@ -213,7 +205,7 @@ class GuardedProtocol(BareProtocol):
         # autobahn's step, which it repeats while there is data. Plain messages before what is left to it are taken
         # here. Once it has failed the connection no message counts.
         if self.current_frame is None and not self.inside_message and not self.failedByMe:
-            payloads, taken = plain_texts(self.data, self.maxMessagePayloadSize)
+            payloads, taken = unfragmented_texts(self.data, self.maxMessagePayloadSize)
             if taken:
                 self.data = self.data[taken:]
                 self._frame_begun = True
@@ -268,11 +260,11 @@ class GuardedProtocol(BareProtocol):
     def processHandshake(self) -> None:
         try:
             head = read_head(self.data)
-            while head is not None and is_interim(head):
-                self._heads += head.length
+            while head is not None and head.is_interim:
+                self._heads += head.end
                 if self._heads > MAX_HEAD_BYTES:
                     raise PeerViolation(f"interim answers to the WebSocket upgrade exceed {MAX_HEAD_BYTES} bytes")
-                self.data = self.data[head.length :]
+                self.data = self.data[head.end :]
                 head = read_head(self.data)
         except TransportError as error:
             self._owner.drop(error)
@@ -283,10 +275,10 @@ class GuardedProtocol(BareProtocol):
             self._owner.drop(refusal(head, self._wall()))
             return
         if is_plainly_accepted(head, self.websocket_key, self.factory.protocols):
-            self.data = self.data[head.length :]
+            self.data = self.data[head.end :]
             self.enter_open(head.headers.get("sec-websocket-protocol") or None)
         else:
-            self.data = head.clean + self.data[head.length :]
+            self.data = clean(head) + self.data[head.end :]
             super().processHandshake()
 
     def failHandshake(self, reason: str) -> None:

@@ -1,14 +1,15 @@
 """
 The HTTP part of a WebSocket connection: what may stand in the request, and what the answer means (RFC 6455 section 4).
 
-Pure functions over bytes. Whatever a backend, a proxy or a captive portal answers, it becomes either a :class:`Head` or
-a typed error; nothing else is raised, and no more of the answer than a short sentence gets into an error.
+An :class:`UpgradeRequest` writes itself; the rest are functions over the head of an answer
+(:class:`~commsmgr.transport.answer_head.Head`), or what is to become one. No I/O, and no clock. Whatever a backend, a
+proxy or a captive portal says is such a head or a typed error; nothing else is raised, and no more of it than a short
+sentence gets into an error.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from base64 import b64encode
 from collections.abc import Collection, Iterable, Mapping
 from hashlib import sha1
@@ -19,20 +20,15 @@ from msgspec import Struct
 from commsmgr.errors import PeerViolation, TokenError, TransportError, UpgradeRefused
 from commsmgr.headers import mistake
 from commsmgr.policy.retry import parse_retry_after
+from commsmgr.transport.answer_head import MAX_HEAD_BYTES, SHOWN, Head, NotHTTP, TooLarge, read, show
 
-MAX_HEAD_BYTES: Final = 16 << 10
-SWITCHING_PROTOCOLS: Final = 101
 KEY_BYTES: Final = 16
 """Random bytes of which a request's key is made."""
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_SHOWN: Final = 120
-_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
-_STATUS_LINE: Final = re.compile(rb"HTTP/\d+(?:\.\d+)? (\d{3})(?: (.*))?")
-_UNPRINTABLE: Final = re.compile(rb"[^\t -~]")
 
 
-class Request(Struct, frozen=True):
+class UpgradeRequest(Struct, frozen=True):
     """
     A request for the upgrade, but for what is new with each connection.
 
@@ -73,65 +69,24 @@ class Request(Struct, frozen=True):
         return "\r\n".join(lines).encode("utf-8")
 
 
-class Head(Struct, frozen=True):
-    """
-    Status line and header fields of an answer.
-
-    :ivar headers: by lower-case name; of a repeated field the first one counts.
-    :ivar repeats: whether a field is repeated.
-    :ivar clean: the head anew, with CRLF line ends and printable ASCII only, for parsers that trust their input.
-    :ivar length: bytes that the head took.
-    """
-
-    status: int
-    reason: str
-    headers: dict[str, str]
-    repeats: bool
-    clean: bytes
-    length: int
-
-
 def read_head(data: bytes) -> Head | None:
     """
     Return the head at the start of ``data``, or None while it is incomplete.
 
     :raise UpgradeRefused: with status 0: this is not HTTP.
-    :raise PeerViolation: the head is larger than :data:`MAX_HEAD_BYTES`.
+    :raise PeerViolation: the head is larger than :data:`~commsmgr.transport.answer_head.MAX_HEAD_BYTES`.
     """
-    if not data.startswith(b"HTTP/"[: len(data)]):
-        raise UpgradeRefused(f"the answer to the WebSocket upgrade is not HTTP: {_show(data)!r}")
-    end = _END_OF_HEAD.search(data, 0, MAX_HEAD_BYTES)
-    if end is None:
-        if len(data) >= MAX_HEAD_BYTES:
-            raise PeerViolation(f"the head of the answer to the WebSocket upgrade exceeds {MAX_HEAD_BYTES} bytes")
-        return None
-    lines = [line.removesuffix(b"\r") for line in data[: end.start()].split(b"\n")]
-    if _UNPRINTABLE.search(b"".join(lines)):
-        lines = [_UNPRINTABLE.sub(b"?", line) for line in lines]
-    match = _STATUS_LINE.fullmatch(lines[0])
-    if match is None:
-        raise UpgradeRefused(f"the answer to the WebSocket upgrade is not HTTP: {_show(lines[0])!r}")
-    headers: dict[str, str] = {}
-    repeats = False
-    for line in lines[1:]:
-        name, colon, value = line.decode("ascii").partition(":")
-        if colon:
-            name = name.strip().lower()
-            repeats |= name in headers
-            headers.setdefault(name, value.strip())
-    return Head(
-        status=int(match[1]),
-        reason=_show(match[2] or b""),
-        headers=headers,
-        repeats=repeats,
-        clean=b"\r\n".join([b"HTTP/1.1 " + match[1], *lines[1:], b"", b""]),
-        length=end.end(),
-    )
+    try:
+        return read(data)
+    except NotHTTP as error:
+        raise UpgradeRefused(f"the answer to the WebSocket upgrade is not HTTP: {show(error.start)!r}") from None
+    except TooLarge:
+        raise PeerViolation(f"the head of the answer to the WebSocket upgrade exceeds {MAX_HEAD_BYTES} bytes") from None
 
 
-def is_interim(head: Head) -> bool:
-    """Whether another answer follows this one (RFC 9110 section 15.2)."""
-    return 100 <= head.status < 200 and head.status != SWITCHING_PROTOCOLS
+def clean(head: Head) -> bytes:
+    """Return the head anew, with CRLF line ends and printable ASCII only, for parsers that trust their input."""
+    return b"\r\n".join([b"HTTP/1.1 %03d" % head.status, *head.lines, b"", b""])
 
 
 def is_plainly_accepted(head: Head, key: bytes, protocols: Collection[str]) -> bool:
@@ -143,9 +98,10 @@ def is_plainly_accepted(head: Head, key: bytes, protocols: Collection[str]) -> b
     :param key: of the request.
     :param protocols: that were offered.
     """
-    headers = head.headers
+    fields = head.fields
+    headers = dict(fields)
     return (
-        not head.repeats
+        len(headers) == len(fields)
         and headers.get("upgrade", "").lower() == "websocket"
         and headers.get("connection", "").lower() == "upgrade"
         and headers.get("sec-websocket-accept", "").encode("ascii") == b64encode(sha1(key + _GUID).digest())
@@ -160,15 +116,16 @@ def refusal(head: Head, now: float) -> TransportError:
 
     :param now: the time, in seconds since the epoch, for a Retry-After that is a date. No cap is applied to it.
     """
+    headers = head.headers
     fact = f"the WebSocket upgrade was answered with {head.status}"
     if head.reason:
         fact += f" {head.reason}"
     # Where to, but not the query: it may bear a credential.
-    if 300 <= head.status < 400 and (location := head.headers.get("location", "").partition("?")[0]):
-        fact += f"; redirected to {location[:_SHOWN]}, which is not followed"
-    elif head.headers.get("content-type", "").lower().startswith("text/html"):
+    if 300 <= head.status < 400 and (location := headers.get("location", "").partition("?")[0]):
+        fact += f"; redirected to {location[:SHOWN]}, which is not followed"
+    elif headers.get("content-type", "").lower().startswith("text/html"):
         fact += "; it is an HTML page: another service, or a network's login page?"
-    retry_after = head.headers.get("retry-after")
+    retry_after = headers.get("retry-after")
     return UpgradeRefused(
         fact,
         status=head.status,
@@ -188,7 +145,3 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     if wrong := mistake(headers, own={"authorization"}):
         raise TokenError(f"the headers of the upgrade request: {wrong}")
     return dict(headers)
-
-
-def _show(data: bytes) -> str:
-    return _UNPRINTABLE.sub(b"?", data[:_SHOWN]).decode("ascii").strip()

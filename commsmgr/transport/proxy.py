@@ -26,7 +26,8 @@ from zope.interface import implementer
 
 from commsmgr.errors import ConnectFailed, ProxyRefused, TransportError
 from commsmgr.proxies import MAX_PASSWORD, Proxy, credential_mistake
-from commsmgr.transport.proxy_connect import Answer, basic, read_answer, refusal, request
+from commsmgr.transport.answer_head import Head
+from commsmgr.transport.proxy_connect import basic, is_success, read_answer, refusal, request
 
 
 def password_of(proxy: Proxy) -> str:
@@ -74,7 +75,7 @@ class Tunnel(Protocol):
         *,
         asked: str,
         request: bytes,
-        refused: Callable[[Answer], ProxyRefused],
+        refused: Callable[[Head], ProxyRefused],
     ) -> None:
         self._factory = factory
         self._address = address
@@ -109,9 +110,9 @@ class Tunnel(Protocol):
             raise ProxyRefused(f"{self._asked} was answered with {error}") from None
         if answer is None:
             return False
-        if not answer.success:
+        if not is_success(answer):
             raise self._refused(answer)
-        if len(self._head) > answer.length:
+        if len(self._head) > answer.end:
             # Nobody speaks before we do. Handed on, it would be the proxy's word in the backend's mouth.
             raise ProxyRefused(f"{self._asked} was answered with {answer.status} and more than that: it is no tunnel")
         return True
@@ -191,7 +192,7 @@ class ProxiedEndpoint:
         asked = f"CONNECT {self._wanted} at the proxy {self._proxy.url}"
         sent = request(self._wanted, self._user_agent, credentials)
 
-        def refused(answer: Answer) -> ProxyRefused:
+        def refused(answer: Head) -> ProxyRefused:
             return refusal(asked, answer, credentials=bool(credentials), now=self._wall())
 
         def build(address: IAddress) -> Tunnel:

@@ -59,7 +59,7 @@ from commsmgr.transport.attempt import Attempt
 from commsmgr.transport.connection import CLOSE_WITHIN, Connection, WebSocketHandler
 from commsmgr.transport.connector import EndpointConnector
 from commsmgr.transport.guarded import GuardedProtocol
-from commsmgr.transport.handshake import Request, check_headers
+from commsmgr.transport.handshake import UpgradeRequest, check_headers
 from commsmgr.urls import Target, bracketed
 
 __all__ = ["Connection", "EndpointSource", "WebSocketClient", "WebSocketHandler", "native_acceleration_active"]
@@ -306,11 +306,11 @@ class WebSocketClient(ReconnectingClientFactory, WebSocketClientFactory):  # typ
             return DELAY_AFTER_FAULT
         return delay
 
-    def _request(self, headers: Mapping[str, str]) -> Request:
+    def _request(self, headers: Mapping[str, str]) -> UpgradeRequest:
         own = check_headers(headers)
         named = {name.lower() for name in own}
         merged = {name: value for name, value in self._headers.items() if name.lower() not in named} | own
-        return Request(self._target.host_and_port, self._target.path, merged, self.protocols)
+        return UpgradeRequest(self._target.host_and_port, self._target.path, merged, self.protocols)
 
     def _connector(self, timeout: float) -> IConnector:
         endpoint = self._dialer.endpoint(self._target, timeout=timeout)

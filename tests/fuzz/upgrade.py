@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from hashlib import sha1
 
 from commsmgr.errors import DeadlineExceeded, NotRunning, PeerViolation, TransportError, UpgradeRefused
-from commsmgr.transport.handshake import MAX_HEAD_BYTES, is_interim, read_head, refusal
+from commsmgr.transport.answer_head import MAX_HEAD_BYTES
+from commsmgr.transport.handshake import clean, read_head, refusal
 from tests.fuzz.kit import Client, Input, nothing_wrong, promise
 from tests.websocket_kit import TEXT, frame
 
@@ -70,11 +71,12 @@ def _head(data: bytes) -> None:
     if head is None:
         promise(len(data) < MAX_HEAD_BYTES, "waits for ever for the end of the head")
         return
-    promise(0 < head.length <= len(data), "more was read than came")
-    again = read_head(head.clean)
+    promise(0 < head.end <= len(data), "more was read than came")
+    cleaned = clean(head)
+    again = read_head(cleaned)
     promise(again is not None and again.headers == head.headers, "the clean head says something else", head)
-    promise(all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in head.clean), "the clean head is not", head.clean)
-    if not is_interim(head) and head.status != 101:
+    promise(all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in cleaned), "the clean head is not", cleaned)
+    if not head.is_interim and head.status != 101:
         error = refusal(head, 1_700_000_000.0)
         promise(str(error).isprintable(), "the error cannot be logged", str(error))
 

@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from commsmgr import config, losses
+from commsmgr import config, loss_reports
 from commsmgr.errors import SpoolWriteFailed
-from commsmgr.losses import LossReports
+from commsmgr.loss_reports import LossReports
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import LinkEvents
 from commsmgr.spool.lossbook import LossBook
@@ -272,7 +272,7 @@ class LossReportsTests(SynchronousTestCase):
 
     def test_defect(self) -> None:
         """A defect is logged and stops nothing: the next loss tries again."""
-        patch = self.patch(LossBook, "receipt", lambda book, new_id, now: 1 // 0)
+        patch = self.patch(LossBook, "pending_report", lambda book, new_id, now: 1 // 0)
         self.lose()
         self.assertEqual(len(self.flushLoggedErrors()), 1)
         self.assertIsNone(self.reports.outstanding)
@@ -284,7 +284,7 @@ class LossReportsTests(SynchronousTestCase):
     def test_defect_of_ours(self) -> None:
         """So is one on the way from the spool to the link, with the event that says what it stops."""
         bench = self.link()
-        patch = self.patch(losses, "rfc3339", lambda at: 1 // 0)
+        patch = self.patch(loss_reports, "rfc3339", lambda at: 1 // 0)
         self.lose()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual((len(self.events("losses.failed")), self.reports.outstanding), (1, None))

@@ -1,20 +1,21 @@
 """
-Tells the backend what had to be given up: one loss receipt at a time, until it is acknowledged.
+Tells the backend what had to be given up: one loss report at a time, until it is acknowledged. On the wire and in the
+database such a report is called ``loss_receipt``; everywhere else a receipt is the backend's word for what it has.
 
-Theory of operation. The spool counts losses durably and moves them, in one transaction, into a receipt with an id (see
-:mod:`commsmgr.spool.lossbook`). As soon as there is a loss a receipt is made; what is lost while it is outstanding
-waits for the next one, so that a burst of losses makes two receipts and not thousands.
+Theory of operation. The spool (:mod:`commsmgr.spool.losses`) counts losses durably and moves them, in one transaction,
+into a report with an id (:mod:`commsmgr.spool.lossbook`). As soon as there is a loss a report is made; what is lost
+while it is outstanding waits for the next one, so that a burst of losses makes two reports and not thousands.
 
 ============  ========================================================================================================
 state         what a crash in it means
 ============  ========================================================================================================
 QUIET         nothing is to be told
-ASKING        the receipt is made or it is not; the next start asks again, and no loss is in two of them
-OUTSTANDING   the next start has the same receipt with the same id; a backend that knows it acknowledges it again
+ASKING        the report is made or it is not; the next start asks again, and no loss is in two of them
+OUTSTANDING   the next start has the same report with the same id; a backend that knows it acknowledges it again
 FORGETTING    as OUTSTANDING, unless the transaction was committed
 ============  ========================================================================================================
 
-An outstanding receipt goes over each commsmgr.v1 WebSocket once, after its registration or when it is made, and with
+An outstanding report goes over each commsmgr.v1 WebSocket once, after its registration or when it is made, and with
 every heartbeat. That is all there is: it is no event, takes no room in the window, holds nothing up, and a link that
 does not acknowledge it is not ended for that. A plain backend has no word for it, and sees it in the heartbeats only.
 """
@@ -35,10 +36,10 @@ from commsmgr.messages import LossReport, LossRow
 from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import OpenLink
 from commsmgr.session.conversation import Nacked
-from commsmgr.spool import Losses, LossReceipt
+from commsmgr.spool import Losses, PendingLossReport
 
 SHORTEST_PAUSE = 0.5
-"""Seconds before a receipt is sent again that the backend wants later, even if it says "at once"."""
+"""Seconds before a report is sent again that the backend wants later, even if it says "at once"."""
 
 
 class _State(Enum):
@@ -52,7 +53,7 @@ class LossReports:
     """
     Begins by itself when the spool is open and something was lost.
 
-    :param whole: ``reconnect.retry_after_cap`` bounds how long a backend may put a receipt off.
+    :param whole: ``reconnect.retry_after_cap`` bounds how long a backend may put a report off.
     :param new_id: makes message ids.
     """
 
@@ -87,7 +88,7 @@ class LossReports:
     # What links and heartbeats report
 
     def link_registered(self, link: OpenLink) -> None:
-        """Receipts may travel over ``link`` from now on."""
+        """Reports may travel over ``link`` from now on."""
         self._link = link
         self._send()
 
@@ -100,7 +101,7 @@ class LossReports:
                 self._later = None
 
     def acked(self, id: str) -> None:
-        """The backend has stored the receipt ``id``; one that is not outstanding was acknowledged before."""
+        """The backend has stored the report ``id``; one that is not outstanding was acknowledged before."""
         if self._state is _State.OUTSTANDING and id == self._report.id:
             self._metrics.message("loss_receipt", "out", "acked")
             self.log.info(
@@ -109,7 +110,7 @@ class LossReports:
             self._forget()
 
     def refused(self, refusal: Nacked) -> None:
-        """The backend did not take the receipt: it wants it later, or not at all."""
+        """The backend did not take the report: it wants it later, or not at all."""
         if self._state is not _State.OUTSTANDING or refusal.id != self._report.id:
             return
         if refusal.retry_after is None:
@@ -146,10 +147,10 @@ class LossReports:
         """The spool has counted a loss, or found some when it was opened."""
         if self._state is _State.QUIET and self._losses.unreported:
             self._state = _State.ASKING
-            self._losses.receipt(self._new_id()).addCallback(self._made).addErrback(self._failed)
+            self._losses.pending_report(self._new_id()).addCallback(self._made).addErrback(self._failed)
 
-    def _made(self, receipt: LossReceipt | None) -> None:
-        if receipt is None:
+    def _made(self, report: PendingLossReport | None) -> None:
+        if report is None:
             self._state = _State.QUIET
             return
         self._state = _State.OUTSTANDING
@@ -161,9 +162,9 @@ class LossReports:
                 first_at=rfc3339(loss.first_at),
                 last_at=rfc3339(loss.last_at),
             )
-            for loss in receipt.losses
+            for loss in report.losses
         ]
-        self._report = LossReport(id=receipt.id, losses=rows)
+        self._report = LossReport(id=report.id, losses=rows)
         self._send()
 
     def _forget(self) -> None:
