@@ -218,8 +218,9 @@ class AgentKilled(SweepTestCase):
         """In commsmgr.v1, at every write."""
         backend = await self.backend(machines=[f"m-{number}" for number in range(1, MOST)])
         await self.sweep(backend, range(1, MOST))
-        self.assertGreater(self.kills, 250)
-        self.assertGreater(self.given_up, 250)
+        # A run has some 250 writes, and fewer the slower the machine is: then more share one commit.
+        self.assertGreater(self.kills, 180)
+        self.assertGreater(self.given_up, 180)
         # Had nothing been under way when the agents were killed, this would show nothing.
         self.assertGreater(self.statuses["interrupted"], 100)
 
