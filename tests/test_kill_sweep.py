@@ -228,25 +228,25 @@ class AgentKilled(SweepTestCase):
         """Without any WebSocket: commands in heartbeats' answers, results by POST."""
         backend = await self.backend(machines=[f"m-{number}" for number in range(1, MOST)])
         await self.sweep(backend, range(8, MOST, 16), http_only=True)
-        self.assertGreater(self.kills, 14)
+        self.assertGreater(self.kills, 10)
 
     async def test_plain(self) -> None:
         """With a plain backend, which keeps nothing: whoever gave the commands gives them again."""
         backend = await self.backend(plain=True)
         await self.sweep(backend, range(4, MOST, 12), plain=True)
-        self.assertGreater(self.kills, 14)
+        self.assertGreater(self.kills, 10)
 
     async def test_sigterm(self) -> None:
         """It is asked to stop at a write, and does that in order and in time; the next one finishes."""
         backend = await self.backend(machines=[f"m-{number}" for number in range(1, MOST)])
         await self.sweep(backend, range(10, MOST, 16), signal=signal.SIGTERM)
-        self.assertGreater(self.kills, 12)
+        self.assertGreater(self.kills, 10)
 
     async def test_sigterm_with_a_handler(self) -> None:
         """The same when the manager runs the commands: whatever runs may finish, and nothing is interrupted."""
         backend = await self.backend(machines=[f"m-{number}" for number in range(1, MOST)])
         await self.sweep(backend, range(6, MOST, 16), signal=signal.SIGTERM, handler=True)
-        self.assertGreater(self.kills, 12)
+        self.assertGreater(self.kills, 10)
         self.assertEqual(0, self.statuses["interrupted"])
 
 
