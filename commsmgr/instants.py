@@ -16,7 +16,7 @@ def rfc3339(seconds: Any) -> str:
     :raise ValueError: it is no moment, or none that has a date.
     """
     try:
-        second, part = divmod(math.floor(seconds * 1000.0), 1000)
+        second, part = _split(seconds)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{seconds!r} has no date") from error
     return f"{_date(second)}.{part:03}Z"
@@ -35,19 +35,18 @@ class Timestamps:
         self._seconds = seconds
         self._second: int | None = None
         self._date = ""
-        self._millisecond: int | None = None
+        self._part: int | None = None
         self._text = ""
 
     def __call__(self) -> str:
         """Return the time now."""
-        now = math.floor(self._seconds() * 1000)
-        if now != self._millisecond:
-            second, part = divmod(now, 1000)
+        second, part = _split(self._seconds())
+        if part != self._part or second != self._second:
             if second != self._second:
                 self._date = _date(second)
                 self._second = second
             self._text = f"{self._date}.{part:03}Z"
-            self._millisecond = now
+            self._part = part
         return self._text
 
 
@@ -55,8 +54,15 @@ def shown(seconds: float) -> str:
     """Return a moment for people; a machine's clock may be anywhere, and this must not fail for it."""
     try:
         return f"{_date(math.floor(seconds))}Z"
-    except (ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         return f"{seconds} s"
+
+
+def _split(seconds: float) -> tuple[int, int]:
+    """Return the whole seconds, and the milliseconds that are over."""
+    second = math.floor(seconds)
+    # What is left of a float of today has bits to spare for this; the whole times 1000 may be rounded up.
+    return second, min(int((seconds - second) * 1000.0), 999)
 
 
 def _date(second: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 from threading import Event, Thread
@@ -17,10 +18,12 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from commsmgr import config
 from commsmgr.errors import SpoolError, SpoolWriteFailed
 from commsmgr.spool import Lane, Spool, executor, resting, writer
+from commsmgr.spool.books import Books
 from commsmgr.spool.executor import ThreadExecutor
 from commsmgr.spool.outbox_jobs import Ask
 from commsmgr.spool.resting import RestingWriter
-from commsmgr.spool.transaction import Attempt
+from commsmgr.spool.schema import prepare
+from commsmgr.spool.transaction import Attempt, transact
 from commsmgr.spool.writer import Writer
 from tests.test_spool_store import OnClock
 
@@ -59,6 +62,18 @@ class DescriptorTests(OnClock):
         self.assertEqual(self.done(self.put(self.agent, "first")), 1)
         self.clock.least = float("inf")
         self.assertEqual(self.done(self.put(self.agent, "second")), 2)
+
+    def test_in_order(self) -> None:
+        """Work with a timer does not come before earlier work that has none."""
+        done: list[int] = []
+        self.clock.least = 0.0
+        self.executor(lambda: done.append(1))
+        self.clock.least = float("inf")
+        self.executor(lambda: done.append(2))
+        # Where a reactor calls from threads after its timers.
+        self.clock.calls.reverse()
+        self.pass_time()
+        self.assertEqual(done, [1, 2])
 
     def test_receipts_do_not_wait(self) -> None:
         """A receipt that cannot wait for other work is committed by itself."""
@@ -104,6 +119,29 @@ class MemoryTests(OnClock):
         self.assertEqual(self.successResultOf(later), 1)
         self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 1)
         self.done(agent.close())
+
+    def test_at_the_beginning_of_a_transaction(self) -> None:
+        """One that was begun all the same is undone, and the next one is done."""
+        books = Books(database(), max_dead_letters=1, max_dead_bytes=1, max_remembered=1)
+
+        class Begun:
+            """The connection, whose BEGIN finds no memory when it has begun."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(db, name)
+
+            def execute(self, statement: str, *parameters: Any) -> Any:
+                done = db.execute(statement, *parameters)
+                if statement.startswith("BEGIN"):
+                    raise MemoryError
+                return done
+
+        db, books.db = books.db, Begun()  # type: ignore[assignment]
+        self.assertIsInstance(transact(books, []).error, MemoryError)
+        self.assertFalse(books.stale)
+        books.db = db
+        self.assertIsNone(transact(books, []).error)
+        db.close()
 
     def test_at_the_start(self) -> None:
         """A spool in memory that cannot be opened says why, and can be opened later."""
@@ -205,6 +243,22 @@ class ThreadTests(TestCase):
         await spool.open()
         await spool.close()
 
+    async def test_cancelled_twice(self) -> None:
+        """An opening that is cancelled again while it is being closed leaves no thread behind."""
+        spool, goes_on = self.spool(self.mktemp()), Event()
+        self.addCleanup(goes_on.set)
+        hanging = self.patch(Writer, "open", lambda writer: goes_on.wait(60))
+        opening = spool.open()
+        await turn()
+        opening.cancel()
+        opening.cancel()
+        thread = spool._store._executor._thread
+        hanging.restore()
+        goes_on.set()
+        await self.assertFailure(opening, CancelledError)
+        while thread.is_alive():
+            await turn()
+
     async def test_descriptors(self) -> None:
         """The thread is told of its work without a timer, too."""
 
@@ -224,3 +278,10 @@ class ThreadTests(TestCase):
 def turn() -> Deferred[None]:
     """Let the reactor turn once."""
     return deferLater(reactor, 0)  # type: ignore[arg-type]
+
+
+def database() -> sqlite3.Connection:
+    """Return a database in memory, ready for books."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    prepare(db, synchronous="FULL", in_memory=True)
+    return db

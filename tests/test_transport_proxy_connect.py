@@ -62,14 +62,18 @@ class Answers(SynchronousTestCase):
         self.assertEqual(read(data).status, 407)
 
     def test_interim(self) -> None:
-        """Interim answers are skipped, but 101 is none here; they count towards the limit."""
+        """Interim answers are skipped, but 101 is none here; they count towards the limit, and have one."""
         interim = b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n"
         answer = read(b"HTTP/1.1 100 Continue\r\n\r\n" + interim + b"HTTP/1.1 200 OK\r\n\r\n")
         self.assertTrue(is_success(answer))
         self.assertIsNone(read_answer(interim))
         self.assertEqual(read(b"HTTP/1.1 101 Switching\r\n\r\n").status, 101)
-        error = self.assertRaises(ValueError, read_answer, interim * (MAX_HEAD_BYTES // len(interim) + 1))
+        large = interim.replace(b"</>", b"<" + b"x" * 1000 + b">")
+        error = self.assertRaises(ValueError, read_answer, large * (MAX_HEAD_BYTES // len(large) + 1))
         self.assertIn("more than 16384 bytes", str(error))
+        self.assertIsNone(read_answer(interim * 20))
+        error = self.assertRaises(ValueError, read_answer, interim * 21)
+        self.assertIn("more than 20 interim answers", str(error))
 
     def test_first_of_repeated(self) -> None:
         """Of a repeated field the first counts, and a line without a colon is none."""

@@ -8,7 +8,6 @@ A simulation brings its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Protocol, TypeVar, cast
@@ -46,12 +45,20 @@ class InlineExecutor:
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
+        self._turn: list[tuple[Callable[[], Any], Deferred[Any]]] = []
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]:
         """Do ``work`` in the next turn."""
         done: Deferred[T] = Deferred()
-        _in_next_turn(self._reactor, partial(_fire, done, work))
+        if not self._turn:
+            _in_next_turn(self._reactor, self._work)
+        self._turn.append((work, done))
         return done
+
+    def _work(self) -> None:
+        turn, self._turn = self._turn, []
+        for work, done in turn:
+            _deliver(done, _outcome(work))
 
     def stop(self) -> Deferred[None]:
         """Nothing to do."""
@@ -134,7 +141,3 @@ def _outcome(work: Callable[[], Any]) -> Any:
 
 def _deliver(done: Deferred[Any], outcome: Any) -> None:
     done.callback(outcome)  # a Failure makes it an errback
-
-
-def _fire(done: Deferred[Any], work: Callable[[], Any]) -> None:
-    _deliver(done, _outcome(work))

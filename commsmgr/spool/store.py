@@ -129,8 +129,7 @@ class Store:
             aside = await self._executor(self._writer.open)
         except BaseException:
             # Who was cancelled does not wait for the disk, which may yet have opened it.
-            await self._executor(self._writer.close)
-            await self._executor.stop()
+            await self._executor(self._writer.close).addBoth(lambda _: self._executor.stop())
             raise
         self._state = _State.OPEN
         return aside
@@ -262,7 +261,7 @@ class Store:
             self._wait = min(max(2 * self._wait, RETRY_AFTER), RETRY_LONGEST)
             self._retry = self._timer(self._wait, self._try_again)
             if self._retry is None:
-                self._unpark()  # they go with whatever is handed over next
+                self._unpark()  # they go with whatever is handed over next, if only to see what has expired
         last = self._state is _State.CLOSING and not self._busy
         self._trouble = outcome.trouble or (self._trouble if self._parked else "")
         settled = [(job, self._settled(job, result)) for job, result in pairs]

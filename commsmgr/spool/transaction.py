@@ -41,14 +41,13 @@ def transact(books: Books, jobs: Sequence[Work]) -> Attempt:
     attempt = Attempt([])
     try:
         books.db.execute("BEGIN IMMEDIATE")
-        try:
-            _do(books, jobs, attempt)
-        except BaseException:
-            books.stale = True
-            with suppress(*ERRORS):
-                undo(books)
+        _do(books, jobs, attempt)
+    except BaseException as error:
+        books.stale = True
+        with suppress(*ERRORS):
+            undo(books)
+        if not isinstance(error, Exception):
             raise
-    except Exception as error:
         attempt.error = error
     return attempt
 

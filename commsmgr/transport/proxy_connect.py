@@ -15,6 +15,7 @@ from typing import Final
 from commsmgr.errors import ProxyRefused
 from commsmgr.policy.retry import parse_retry_after
 from commsmgr.transport.answer_head import MAX_HEAD_BYTES, Head, NotHTTP, TooLarge, read, show
+from commsmgr.transport.http_head import INTERIM_LIMIT
 from commsmgr.urls import bracketed
 
 _MOST_SCHEMES: Final = 8
@@ -50,12 +51,14 @@ def read_answer(data: bytes) -> Head | None:
     """
     Return the answer at the start of ``data``, or None while it is incomplete; interim answers are skipped.
 
-    :raise ValueError: this is not HTTP, or, with the interim answers, larger than
-        :data:`~commsmgr.transport.answer_head.MAX_HEAD_BYTES`; it says what it is.
+    :raise ValueError: this is not HTTP, or has more than :data:`~commsmgr.transport.http_head.INTERIM_LIMIT` interim
+        answers, or is with them larger than :data:`~commsmgr.transport.answer_head.MAX_HEAD_BYTES`; it says what it is.
     """
     try:
-        head = read(data)
+        head, interim = read(data), 0
         while head is not None and head.is_interim:
+            if (interim := interim + 1) > INTERIM_LIMIT:
+                raise ValueError(f"more than {INTERIM_LIMIT} interim answers")
             head = read(data, head.end)
     except NotHTTP as error:
         line, _, _ = error.start.partition(b"\n")
