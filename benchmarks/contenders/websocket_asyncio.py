@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from benchmarks.contenders.websocket_payload import WARMING, message
+from benchmarks.contenders.websocket_payload import WARMING, counted, message
 from benchmarks.sample import Sample, Watch, percentile
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -137,18 +137,14 @@ def picows_receives(port: int, operations: int) -> Sample:
     from picows import WSListener, WSMsgType, ws_connect
 
     async def run() -> Sample:
-        watch, came = Watch(), -1
         done: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
+        # The first is the answer to the registration.
+        arrived = counted(operations, done.set_result, WARMING + 1)
 
         class Listener(WSListener):  # type: ignore[misc]  # Cython
             def on_ws_frame(self, transport: Any, frame: Any) -> None:
-                nonlocal came
                 assert json.loads(frame.get_payload_as_bytes())["type"]
-                came += 1
-                if came == WARMING:
-                    watch.start()
-                elif came == operations + WARMING:
-                    done.set_result(watch.stop(operations))
+                arrived()
 
         url = f"ws://127.0.0.1:{port}/flood?{operations + WARMING}&command"
         transport, _ = await ws_connect(Listener, url)

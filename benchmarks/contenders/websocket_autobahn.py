@@ -9,7 +9,7 @@ from typing import Any
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 
-from benchmarks.contenders.websocket_payload import WARMING, content, message
+from benchmarks.contenders.websocket_payload import WARMING, content, counted, message
 from benchmarks.sample import Sample, Watch, percentile
 
 
@@ -73,19 +73,20 @@ def receives(port: int, operations: int, decode: bool) -> Sample:
     """Take ``operations`` messages, perhaps decoded."""
     from twisted.internet import reactor
 
-    watch, samples, came = Watch(), [], -1
+    samples: list[Sample] = []
+
+    def finished(sample: Sample) -> None:
+        samples.append(sample)
+        reactor.stop()
+
+    # The first is the answer to the registration.
+    arrived = counted(operations, finished, WARMING + 1)
 
     def received(client: Any, payload: bytes) -> None:
-        nonlocal came
         if decode:
             read = json.loads(payload)
             assert read["type"]
-        came += 1
-        if came == WARMING:
-            watch.start()
-        elif came == operations + WARMING:
-            samples.append(watch.stop(operations))
-            reactor.stop()
+        arrived()
 
     _run(port, f"/flood?{operations + WARMING}&command", lambda client: None, received)
     return samples[0]

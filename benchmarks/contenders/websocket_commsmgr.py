@@ -17,7 +17,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred, succeed
 
-from benchmarks.contenders.websocket_payload import WARMING, message
+from benchmarks.contenders.websocket_payload import WARMING, counted, message
 from benchmarks.sample import Sample, Watch, percentile
 from commsmgr import config
 from commsmgr.clock import steady
@@ -28,7 +28,7 @@ from commsmgr.observe.metrics import Metrics
 from commsmgr.openlink import LinkEvents, OpenLink
 from commsmgr.redact import Redactor
 from commsmgr.results import encode_result
-from commsmgr.session.conversation import CommandArrived, Conversation
+from commsmgr.session.conversation import Conversation
 from commsmgr.session.wire import decoder
 from commsmgr.spool import Entry, Lane
 from commsmgr.transport.dialer import Dialer
@@ -250,18 +250,13 @@ def session_sends(port: int, operations: int, results: bool = False) -> Sample:
 
 def session_receives(port: int, operations: int, v1: bool = True) -> Sample:
     """Take commands: parsed, checked, and handed on, which is where a manager stores them."""
-    watch, samples, came = Watch(), [], 0
+    samples: list[Sample] = []
 
-    def command(link: OpenLink, arrived: CommandArrived) -> None:
-        nonlocal came
-        came += 1
-        if came == WARMING:
-            watch.start()
-        elif came == operations + WARMING:
-            samples.append(watch.stop(operations))
-            session.clock.stop()
+    def finished(sample: Sample) -> None:
+        samples.append(sample)
+        session.clock.stop()
 
-    session = _Session(v1, command=command)
+    session = _Session(v1, command=counted(operations, finished))
     session.run(port, f"/flood?{operations + WARMING}&command")
     return samples[0]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from benchmarks.contenders.websocket_payload import WARMING
+from benchmarks.contenders.websocket_payload import WARMING, counted
 from benchmarks.sample import Sample, Watch
 from commsmgr import config
 from commsmgr.config import Backend, Config
@@ -68,19 +68,14 @@ def sends(port: int, operations: int) -> Sample:
 
 def takes_pushes(port: int, operations: int) -> Sample:
     """Take messages that are the agent's own, which it is handed at once."""
-    watch, samples, came = Watch(), [], 0
+    samples: list[Any] = []
 
-    def pushed(push: object) -> None:
-        nonlocal came
-        came += 1
-        if came == WARMING:
-            watch.start()
-        elif came == operations + WARMING:
-            samples.append(watch.stop(operations))
-            reactor.stop()
+    def finished(sample: Sample) -> None:
+        samples.append(sample)
+        reactor.stop()
 
     path = f"/flood?{operations + WARMING}&config_update"
-    reactor, manager = _manager(port, path, "auto", 1000, on_push=pushed)
+    reactor, manager = _manager(port, path, "auto", 1000, on_push=counted(operations, finished))
     manager.connect()
     reactor.run()
     return _sample(samples)
@@ -88,23 +83,21 @@ def takes_pushes(port: int, operations: int) -> Sample:
 
 def takes_commands(port: int, operations: int) -> Sample:
     """Take commands through the inbox, in memory, acknowledge them, and read them from the channel."""
-    watch, samples, came = Watch(), [], 0
+    samples: list[Any] = []
     reactor, manager = _manager(port, f"/flood?{operations + WARMING}&command", "auto", operations + WARMING)
 
+    def finished(outcome: object) -> None:
+        samples.append(outcome)
+        reactor.stop()
+
     async def read() -> None:
-        nonlocal came
+        arrived = counted(operations, finished)
         await manager.started()
         async for _ in manager.commands():
-            came += 1
-            if came == WARMING:
-                watch.start()
-            elif came == operations + WARMING:
-                samples.append(watch.stop(operations))
-                reactor.stop()
-                return
+            arrived()
 
     manager.connect()
-    Deferred.fromCoroutine(read()).addErrback(lambda failure: (samples.append(failure), reactor.stop()))
+    Deferred.fromCoroutine(read()).addErrback(finished)
     reactor.run()
     return _sample(samples)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
@@ -19,6 +19,9 @@ from twisted.python.failure import Failure
 from commsmgr.errors import SpoolWriteFailed
 
 T = TypeVar("T")
+
+_Call: TypeAlias = tuple[Callable[[], Any], Deferred[Any]]
+"""What is to be done, and who waits for it."""
 
 
 class Executor(Protocol):
@@ -45,7 +48,7 @@ class InlineExecutor:
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
-        self._turn: list[tuple[Callable[[], Any], Deferred[Any]]] = []
+        self._turn: list[_Call] = []
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]:
         """Do ``work`` in the next turn."""
@@ -80,14 +83,14 @@ class ThreadExecutor:
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
-        self._queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None] | None = None
-        self._turn: list[tuple[Callable[[], Any], Deferred[Any]]] = []
+        self._queue: SimpleQueue[_Call | None] | None = None
+        self._turn: list[_Call] = []
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]:
         """Do ``work`` in the thread, which is started if it is not there; SpoolWriteFailed if that cannot be."""
         done: Deferred[T] = Deferred()
         if self._queue is None:
-            queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None] = SimpleQueue()
+            queue: SimpleQueue[_Call | None] = SimpleQueue()
             self._thread = Thread(target=self._run, args=(queue,), name="commsmgr-spool", daemon=True)
             try:
                 self._thread.start()
@@ -118,7 +121,7 @@ class ThreadExecutor:
         queue.put(None)
         return ended.addCallback(lambda _: thread.join())
 
-    def _run(self, queue: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None]) -> None:
+    def _run(self, queue: SimpleQueue[_Call | None]) -> None:
         call_from_thread = cast(IReactorFromThreads, self._reactor).callFromThread
         while (item := queue.get()) is not None:
             call_from_thread(_deliver, item[1], _outcome(item[0]))

@@ -69,8 +69,8 @@ class Spool:
 
         :return: what was found; when it is open already, what was found then. Fails with SpoolLocked when another
             process has it, with SpoolUnusable when the path is wrong, with SpoolWriteFailed when the disk does not
-            allow it now: :attr:`trouble` says so until it does, or the spool is closed. Cancelling it has it
-            closed again, which waits for the disk.
+            allow it now: :attr:`trouble` says so until it does, or the spool is closed. Cancelling it has
+            it closed again, which waits for the disk.
         """
         return self._turn.run(lambda: Deferred.fromCoroutine(self._open()))
 
